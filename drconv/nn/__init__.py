@@ -1,0 +1,31 @@
+"""DRConv and the layers it is compared with; torch and the standard library only."""
+
+from drconv.nn.condconv import CondConv2d, RoutedSequential
+from drconv.nn.conv import DRConv2d
+from drconv.nn.cost import count_cost
+from drconv.nn.deformable import DeformableKernelConv2d
+from drconv.nn.diagnostics import auxiliary_loss, keep_logits, region_statistics
+from drconv.nn.functional import region_conv2d
+from drconv.nn.fusion import fuse_for_inference
+from drconv.nn.guide import Guide, GuidedSequential
+from drconv.nn.local import LocalConv2d
+from drconv.nn.selection import is_pointwise
+from drconv.nn.substitute import substitute
+
+__all__ = [
+    "CondConv2d",
+    "DRConv2d",
+    "DeformableKernelConv2d",
+    "Guide",
+    "GuidedSequential",
+    "LocalConv2d",
+    "RoutedSequential",
+    "auxiliary_loss",
+    "count_cost",
+    "fuse_for_inference",
+    "is_pointwise",
+    "keep_logits",
+    "region_conv2d",
+    "region_statistics",
+    "substitute",
+]

@@ -1,0 +1,111 @@
+"""The operator as a function: checks, the guide's resizing, the choice of a kernel."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from drconv.nn import kernels
+
+Pair = tuple[int, int]
+
+
+def region_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    guide: Tensor,
+    *,
+    scale: Tensor | None = None,
+    stride: int | Pair = 1,
+    padding: int | Pair = 0,
+    dilation: int | Pair = 1,
+    groups: int = 1,
+    kernel: str | None = None,
+) -> Tensor:
+    """Convolve every output position with the filter of its region (Eq. 4-5; gradients by Eq. 7-8).
+
+    The region of a position is the arg max of the guide's logits over the M regions, ties to the lowest index. The
+    filter of region r at tap (i, j) in image b is ``scale[b, r(, i, j)] * weight[b or 0, r, :, :, i, j]``. The
+    gradients of x, weight and scale pass through this hard choice, the guide's through the softmax of its logits.
+
+    Under autocast x and weight are cast to its type; the guide and the scale are handled in fp32 (fp64 for fp64).
+
+    Args:
+        x: (B, C, H, W), any memory format; B may be 0.
+        weight: (1, M, O, C/groups, K, K), or (B, M, O, C/groups, K, K) for filters per image.
+        guide: logits (B, M, H', W'); resized (nearest) where this is not the output's size.
+        scale: (B, M), (B, M, K, K) or None for 1.
+        stride: as in ``torch.nn.functional.conv2d``.
+        padding: as there, numbers only.
+        dilation: as there.
+        groups: as there.
+        kernel: "reference", "torch", "cpu" or "triton"; None lets ``DRCONV_KERNEL`` or the device decide.
+
+    Returns:
+        (B, O, Ho, Wo) in the type and memory format of x.
+
+    Raises:
+        ValueError: shapes, types or devices do not fit, or the named kernel cannot run.
+    """
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight = x.to(dtype), weight.to(dtype)
+    stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
+    _check(x, weight, guide, scale, groups)
+    size = output_size(x, weight, stride, padding, dilation)
+    precise = torch.float64 if x.dtype == torch.float64 else torch.float32
+    logits = guide.to(precise)
+    if logits.shape[2:] != size:
+        logits = F.interpolate(logits, size, mode="nearest")
+    if scale is not None:
+        scale = scale.to(precise)
+    run = kernels.select(x, weight, logits, scale, stride, padding, dilation, groups, kernel)
+    return run(x, weight, logits, scale, stride, padding, dilation, groups)
+
+
+def output_size(x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair) -> Pair:
+    """Height and width of the convolution's output.
+
+    Raises:
+        ValueError: the filter does not fit into the padded input.
+    """
+    height = (x.shape[2] + 2 * padding[0] - dilation[0] * (weight.shape[4] - 1) - 1) // stride[0] + 1
+    width = (x.shape[3] + 2 * padding[1] - dilation[1] * (weight.shape[5] - 1) - 1) // stride[1] + 1
+    if height < 1 or width < 1:
+        raise ValueError(
+            f"a {weight.shape[4]}x{weight.shape[5]} filter with dilation={dilation} does not fit into an input of "
+            f"{x.shape[2]}x{x.shape[3]} with padding={padding}; use a larger input or more padding"
+        )
+    return height, width
+
+
+def _pair(value: int | Pair) -> Pair:
+    return value if isinstance(value, tuple) else (value, value)
+
+
+def _check(x: Tensor, weight: Tensor, guide: Tensor, scale: Tensor | None, groups: int) -> None:
+    """Hold the shapes of ``region_conv2d`` against each other."""
+    if x.dim() != 4 or weight.dim() != 6 or guide.dim() != 4:
+        raise ValueError(
+            f"x, weight and guide have {x.dim()}, {weight.dim()} and {guide.dim()} dimensions; "
+            "they need 4 (B, C, H, W), 6 (B or 1, M, O, C/groups, K, K) and 4 (B, M, H', W')"
+        )
+    batch, channels = x.shape[:2]
+    filters, regions, out_channels, in_channels = weight.shape[:4]
+    if in_channels * groups != channels or out_channels % groups:
+        raise ValueError(
+            f"x has {channels} channels and weight is {tuple(weight.shape)} with groups={groups}; "
+            "weight needs C/groups channels in its fourth dimension and a third dimension that groups divides"
+        )
+    if filters not in (1, batch):
+        raise ValueError(f"weight holds filters for {filters} images; use 1 or the batch of x, {batch}")
+    if guide.shape[0] != batch or guide.shape[1] != regions:
+        raise ValueError(f"guide is {tuple(guide.shape)}; it needs ({batch}, {regions}, H', W') to fit x and weight")
+    if scale is not None and tuple(scale.shape) not in (
+        (batch, regions),
+        (batch, regions, *weight.shape[4:]),
+    ):
+        raise ValueError(
+            f"scale is {tuple(scale.shape)}; it needs {(batch, regions)} or {(batch, regions, *weight.shape[4:])}"
+        )
+    if weight.dtype != x.dtype:
+        raise ValueError(f"weight is {weight.dtype} and x is {x.dtype}; give both the same type")

@@ -1,0 +1,144 @@
+"""Filter generators: how the filters of an image are made from it (section 3.2 of the paper, decision D1)."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+Pair = tuple[int, int]
+
+
+class PooledGate(nn.Module):
+    """Average pooling, a 1x1 convolution, a sigmoid: the generator's first layer. Runs in fp32.
+
+    Args:
+        in_channels: C.
+        units: sigmoids per tap.
+        size: taps (K, K) the input is pooled to; (1, 1) is global average pooling.
+        peak: the sigmoid's upper end. At the start, and always for zero weights, a unit gives about ``peak / 2``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        units: int,
+        size: Pair,
+        peak: float,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.size = size
+        self.peak = peak
+        self.weight = nn.Parameter(torch.empty(units, in_channels, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(units, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weights N(0, 0.01) and bias 0, as in the authors' code: every unit starts near ``peak / 2``."""
+        nn.init.normal_(self.weight, std=0.01)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, units), or (B, units, K, K) for more than one tap; at least fp32."""
+        if torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                return self._gate(x)
+        return self._gate(x)
+
+    def _gate(self, x: Tensor) -> Tensor:
+        precise = torch.float64 if x.dtype == torch.float64 else torch.float32
+        weight, bias = self.weight.to(precise), self.bias.to(precise)
+        if self.size == (1, 1):
+            gate = F.linear(x.mean((2, 3), dtype=precise), weight, bias).sigmoid()
+        else:
+            pooled = pool_average(x.to(precise), self.size)
+            gate = (torch.einsum("bchw,uc->buhw", pooled, weight) + bias[:, None, None]).sigmoid()
+        return gate if self.peak == 1 else gate * self.peak
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[1]}, {self.weight.shape[0]}, size={self.size}, peak={self.peak:g}"
+
+
+def pool_average(x: Tensor, size: Pair) -> Tensor:
+    """Adaptive average pooling (B, C, H, W) to (B, C, *size) as two matrix products.
+
+    Same windows and values as ``F.adaptive_avg_pool2d``, whose backward is not deterministic on CUDA.
+    """
+    rows = _pooling_matrix(x.shape[2], size[0], x)
+    columns = _pooling_matrix(x.shape[3], size[1], x)
+    return rows @ x @ columns.mT
+
+
+def _pooling_matrix(length: int, bins: int, like: Tensor) -> Tensor:
+    """(bins, length): row i averages the positions floor(i L / n) to ceil((i + 1) L / n)."""
+    position = torch.arange(length, device=like.device)
+    index = torch.arange(bins, device=like.device)[:, None]
+    first = index * length // bins
+    end = -((index + 1) * length // -bins)
+    inside = ((position >= first) & (position < end)).to(like.dtype)
+    return inside / inside.sum(1, keepdim=True)
+
+
+def grouped_filters(weight: Tensor, gate: Tensor, bias: Tensor | None, regions: int) -> Tensor:
+    """Second layer of the paper's generator: a 1x1 convolution with groups = M, for each image.
+
+    Needed only where it does not factor into a scale per region (a bias, or several hidden units per region).
+
+    Args:
+        weight: (M U, O, C/G, K, K), U hidden units per region.
+        gate: (B, M U) or (B, M U, K, K).
+        bias: (M, O, C/G, K, K) or None.
+        regions: M.
+
+    Returns:
+        Filters (B, M, O, C/G, K, K), ``sum_u gate[b, r u] weight[r u] + bias[r]``.
+    """
+    taps = gate[:, :, None, None, None, None] if gate.dim() == 2 else gate[:, :, None, None]
+    if weight.shape[0] != regions:
+        products = taps.unflatten(1, (regions, -1)) * weight.unflatten(0, (regions, -1))
+        filters = products.sum(2)
+        return filters if bias is None else filters + bias
+    return taps * weight if bias is None else torch.addcmul(bias, taps, weight)
+
+
+def mix_experts(weight: Tensor, mixing: Tensor) -> Tensor:
+    """Filters of every image and region as mixtures of shared experts (the authors' released code).
+
+    Args:
+        weight: experts (E, O, C/G, K, K).
+        mixing: (B, M E).
+
+    Returns:
+        Filters (B, M, O, C/G, K, K).
+    """
+    experts = weight.shape[0]
+    mixed = mixing.reshape(-1, experts) @ weight.flatten(1)
+    return mixed.view(mixing.shape[0], mixing.shape[1] // experts, *weight.shape[1:])
+
+
+def remake_in_backward(filters: Tensor, make: Callable[[], Tensor]) -> saved_tensors_hooks:
+    """A context in which ``filters`` is not kept for the backward pass but made again there.
+
+    Filters of every image are the largest tensors of a DRConv network (100 MB per image for MobileNetV1 in fp32),
+    and cheap to make.
+
+    Args:
+        filters: the tensor that operations inside the context would keep.
+        make: returns the same values again.
+    """
+    pointer, shape = filters.data_ptr(), filters.shape
+
+    def pack(tensor: Tensor) -> Tensor | None:
+        return None if tensor.data_ptr() == pointer and tensor.shape == shape else tensor
+
+    def unpack(kept: Tensor | None) -> Tensor:
+        if kept is not None:
+            return kept
+        with torch.no_grad():
+            return make()
+
+    return saved_tensors_hooks(pack, unpack)

@@ -1,0 +1,143 @@
+"""The guide: which filter a position uses (section 3.1 of the paper, decisions D2 and D11)."""
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from drconv.nn.gradients import scale_gradient
+from drconv.nn.inference import run_guided
+
+Pair = tuple[int, int]
+NORMS = ("none", "batch")
+
+
+class Guide(nn.Module):
+    """A bias-free convolution to M logits per position; the operator takes their arg max.
+
+    Two factors act in the backward pass only: ``gradient`` on the gradient of the logits, and so on all that comes of
+    it, and ``feature_gradient`` on the part of that which flows on into the input.
+
+    Args:
+        in_channels: C.
+        regions: M.
+        kernel_size: 1 for a guide shared by a block, the convolution's own for a DRConv with its own guide.
+        stride: as in ``nn.Conv2d``.
+        padding: as there.
+        dilation: as there.
+        norm: "none", or "batch" for a batch norm without affine on the logits (D11).
+        gradient: factor on the logits' gradient (the released code's beta); 1 as printed.
+        feature_gradient: factor on the part that reaches the input; 0 cuts it off.
+        frozen: the filter stays at its random start.
+
+    Raises:
+        ValueError: ``norm`` is unknown.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        regions: int,
+        kernel_size: int | Pair = 1,
+        stride: int | Pair = 1,
+        padding: int | Pair = 0,
+        dilation: int | Pair = 1,
+        *,
+        norm: str = "none",
+        gradient: float = 1.0,
+        feature_gradient: float = 1.0,
+        frozen: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if norm not in NORMS:
+            raise ValueError(f"guide_norm={norm!r} is unknown; use one of {', '.join(NORMS)}")
+        size = kernel_size if isinstance(kernel_size, tuple) else (kernel_size, kernel_size)
+        self.stride, self.padding, self.dilation = stride, padding, dilation
+        self.gradient, self.feature_gradient = gradient, feature_gradient
+        self.keep_logits = False
+        self.logits: Tensor | None = None
+        weight = torch.empty(regions, in_channels, *size, device=device, dtype=dtype)
+        self.weight = nn.Parameter(weight, requires_grad=not frozen)
+        self.norm = nn.BatchNorm2d(regions, affine=False, device=device) if norm == "batch" else None
+        is_pointwise = size == (1, 1) and stride in (1, (1, 1)) and padding in (0, (0, 0))
+        self.is_plain = is_pointwise and self.norm is None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As ``nn.Conv2d``: uniform within 1/sqrt(fan-in)."""
+        bound = self.weight[0].numel() ** -0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.norm is not None:
+            self.norm.reset_running_stats()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to logits (B, M, H', W'), at least fp32."""
+        if self.feature_gradient != 1 and x.requires_grad:
+            x = x.detach() if self.feature_gradient == 0 else scale_gradient(x, self.feature_gradient)
+        logits = F.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation)
+        if logits.dtype != torch.float64:
+            logits = logits.float()
+        if self.norm is not None:
+            logits = self.norm(logits)
+        if self.keep_logits and self.training:
+            self.logits = logits
+        if self.gradient != 1 and logits.requires_grad:
+            logits = scale_gradient(logits, self.gradient)
+        return logits
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the kept logits, which belong to one forward pass (and cannot be copied)."""
+        return {**self.__dict__, "logits": None}
+
+    def extra_repr(self) -> str:
+        regions, channels, *size = self.weight.shape
+        text = f"{channels}, {regions}, kernel_size={tuple(size)}, stride={self.stride}"
+        if self.gradient != 1 or self.feature_gradient != 1:
+            text += f", gradient={self.gradient:g}, feature_gradient={self.feature_gradient:g}"
+        return text if self.weight.requires_grad else text + ", frozen"
+
+
+class GuidedSequential(nn.Sequential):
+    """A sequence whose DRConvs share one guide, computed once on the sequence's input (D2).
+
+    The keys of the wrapped sequence's state dict stay; the guide's are added as ``guide.*``. The logits reach every
+    layer that has ``takes_guide``, in nested plain ``nn.Sequential`` too, and are resized there after a stride.
+
+    Args:
+        modules: the sequence; its modules are taken over, names included.
+        guide: the guide, for the sequence's input.
+    """
+
+    def __init__(self, modules: nn.Sequential, guide: Guide) -> None:
+        super().__init__(OrderedDict(modules.named_children()))
+        self.guide = guide
+        self.train(modules.training)
+
+    def __len__(self) -> int:
+        """The number of wrapped modules, so that indices mean what they meant before."""
+        return len(self._modules) - 1
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return itertools.islice(self._modules.values(), len(self))  # type: ignore[arg-type]
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not torch.is_grad_enabled() and isinstance(input, Tensor):
+            return run_guided(self, input, self.guide)[0]
+        return _run(self, input, self.guide(input))
+
+
+def _run(modules: nn.Sequential, x: Tensor, logits: Tensor) -> Tensor:
+    for module in modules:
+        if getattr(module, "takes_guide", False):
+            x = module(x, logits)
+        elif type(module).forward is nn.Sequential.forward:
+            x = _run(module, x, logits)  # type: ignore[arg-type]
+        else:
+            x = module(x)
+    return x

@@ -1,0 +1,125 @@
+"""Inference in few calls: guide, generator, product, batch norm and activation of a DRConv as one operator.
+
+At batch size 1 a call costs as much as the arithmetic of a small layer, hence also the look into the dictionaries.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from drconv.nn.kernels import select_layer
+
+ACTIVATIONS = {nn.ReLU: float("inf"), nn.ReLU6: 6.0}  # upper ends
+
+
+def run_layer(
+    conv: Any, x: Tensor, guide: Any, norm: nn.BatchNorm2d | None = None, limit: float | None = None
+) -> tuple[Tensor, Tensor] | None:
+    """The layer, and the norm and activation that follow it, in one call; None where no kernel does that.
+
+    Args:
+        conv: ``DRConv2d``.
+        x: (B, C, H, W).
+        guide: logits, or the ``Guide`` that makes them from x.
+        norm: in evaluation mode, or None.
+        limit: upper end of a ReLU that follows, or None for none.
+
+    Returns:
+        The output and the logits.
+    """
+    parameters, generator = conv._parameters, conv._modules.get("generator")
+    run = select_layer(x, parameters["weight"]) if conv.is_plain else None
+    gate, peak = ({}, 1.0) if generator is None else (generator._parameters, generator.peak)
+    statistics = [] if norm is None else _statistics(norm)
+    tensors = [gate.get("weight"), parameters.get("bias"), *statistics]
+    is_uniform = {tensor.dtype for tensor in tensors if tensor is not None} <= {x.dtype}
+    if run is None or (generator is not None and _is_watched(generator)) or not is_uniform:
+        return None
+    source, has_logits = guide, isinstance(guide, Tensor)
+    if not has_logits:
+        filters = guide._parameters["weight"]
+        if not guide.is_plain or guide.keep_logits or _is_watched(guide) or filters.dtype is not x.dtype:
+            source, has_logits = guide(x), True
+        else:
+            source = filters
+    y, logits = run(
+        x,
+        parameters["weight"],
+        source,
+        has_logits,
+        gate.get("weight"),
+        gate.get("bias"),
+        peak,
+        parameters.get("bias"),
+        statistics,
+        0.0 if norm is None else norm.eps,
+        conv.relu_limit if limit is None else limit,
+    )
+    return y, source if has_logits else logits
+
+
+def _statistics(norm: nn.BatchNorm2d) -> list[Any]:
+    parameters, buffers = norm._parameters, norm._buffers
+    return [parameters["weight"], parameters["bias"], buffers["running_mean"], buffers["running_var"]]
+
+
+def run_guided(modules: Iterable[nn.Module], x: Tensor, guide: Any) -> tuple[Tensor, Any]:
+    """What ``GuidedSequential`` does, with batch norms and ReLUs taken into the DRConvs before them.
+
+    Args:
+        modules: in their order.
+        x: (B, C, H, W).
+        guide: logits; or the ``Guide``, for which x is the block's input.
+
+    Returns:
+        The output and the logits.
+    """
+    steps = list(modules)
+    position = 0
+    while position < len(steps):
+        module = steps[position]
+        position += 1
+        if type(module).forward is nn.Sequential.forward and not _is_watched(module):
+            x, guide = run_guided(module, x, guide)  # type: ignore[arg-type]
+            continue
+        takes_guide = getattr(type(module), "takes_guide", False)
+        if takes_guide and not _is_watched(module):
+            norm, limit, count = _tail(module, steps[position : position + 2])
+            result = run_layer(module, x, guide, norm, limit)
+            if result is not None:
+                x, guide = result
+                position += count
+                continue
+        guide = guide if isinstance(guide, Tensor) else guide(x)
+        x = module(x, guide) if takes_guide else module(x)
+    return x, guide
+
+
+def _tail(conv: Any, following: list[nn.Module]) -> tuple[nn.BatchNorm2d | None, float | None, int]:
+    """The norm, the ReLU's upper end, and how many modules they are."""
+    if conv.relu_limit is not None:
+        return None, None, 0
+    norm, limit, count = None, None, 0
+    for module in following:
+        if _is_watched(module):
+            break
+        if norm is None and type(module) is nn.BatchNorm2d and not module.training and _is_complete(module):
+            norm = module
+        elif type(module) in ACTIVATIONS:
+            limit = ACTIVATIONS[type(module)]
+        else:
+            break
+        count += 1
+        if limit is not None:
+            break
+    return norm, limit, count
+
+
+def _is_complete(norm: nn.BatchNorm2d) -> bool:
+    return norm._parameters["weight"] is not None and norm._buffers["running_var"] is not None
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether hooks want the module to be called."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)

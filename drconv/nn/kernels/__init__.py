@@ -1,0 +1,98 @@
+"""The kernels behind ``region_conv2d``: one signature, several implementations, the same numbers.
+
+Every kernel module offers two functions over the same eight arguments::
+
+    supports(x, weight, logits, scale, stride, padding, dilation, groups) -> bool
+    region_conv2d(x, weight, logits, scale, stride, padding, dilation, groups) -> Tensor
+
+x (B, C, H, W); weight (B or 1, M, O, C/groups, K, K) in the type of x; logits (B, M, Ho, Wo), already of the output's
+size; scale (B, M), (B, M, K, K) or None. Logits and scale are fp32 (fp64 where x is fp64). The three pairs are
+``(int, int)``. The result (B, O, Ho, Wo) has the type and memory format of x and is differentiable in the four tensors.
+"""
+
+import importlib
+import os
+from collections.abc import Callable
+from types import ModuleType
+
+from torch import Tensor, is_grad_enabled, version
+
+NAMES = ("reference", "torch", "cpu", "triton")
+VARIABLE = "DRCONV_KERNEL"
+_PREFERRED = {"cpu": "cpu", "cuda": "triton"}
+_OPTIONAL = ("cpu", "triton")  # need a compiler or a package that may be missing
+
+Pair = tuple[int, int]
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None, Pair, Pair, Pair, int], Tensor]
+
+
+def _import(name: str) -> ModuleType | None:
+    """The module of a kernel, or None where what it needs is not installed."""
+    try:
+        return importlib.import_module(f"{__name__}.{name}")
+    except ImportError:
+        if name in _OPTIONAL:
+            return None
+        raise
+
+
+# Imported here and not on first use: torch.compile cannot trace an import. Triton only where a GPU may want it.
+_MODULES = {name: _import(name) for name in NAMES if name != "triton" or version.cuda is not None}
+
+
+def load(name: str) -> ModuleType | None:
+    """The module of a kernel, or None where what it needs is not installed.
+
+    Raises:
+        ValueError: no kernel has this name.
+    """
+    if name not in NAMES:
+        raise ValueError(
+            f"kernel={name!r} is unknown; use one of {', '.join(NAMES)} in the argument kernel or in {VARIABLE}"
+        )
+    if name not in _MODULES:
+        _MODULES[name] = _import(name)
+    return _MODULES[name]
+
+
+def select(
+    x: Tensor,
+    weight: Tensor,
+    logits: Tensor,
+    scale: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    kernel: str | None = None,
+) -> Kernel:
+    """Choose the kernel: the argument, else the variable ``DRCONV_KERNEL``, else the best one for the device.
+
+    Raises:
+        ValueError: the name is unknown, or the named kernel cannot do what is asked.
+    """
+    arguments = (x, weight, logits, scale, stride, padding, dilation, groups)
+    name = kernel or os.environ.get(VARIABLE)
+    module = load(name or _PREFERRED.get(x.device.type, "torch"))
+    if module is not None and module.supports(*arguments):
+        return module.region_conv2d
+    if name:
+        raise ValueError(
+            f"kernel={name!r} cannot run on {x.device.type} with x {tuple(x.shape)} of {x.dtype}: it "
+            f"{'is not installed' if module is None else 'does not support this'}; leave kernel empty to choose"
+        )
+    return load("torch").region_conv2d  # type: ignore[union-attr]
+
+
+def select_layer(x: Tensor, weight: Tensor) -> Callable[..., tuple[Tensor, Tensor]] | None:
+    """The kernel that runs a whole 1x1 layer in one call without gradients, or None.
+
+    Call it with x; weight (M or experts, O, C, 1, 1); the guide's filter (M, C, 1, 1) or its logits of any size, and
+    whether it is the logits; the generator's weight and bias or None, and its peak; the bias (O) or None; a batch norm
+    as [weight, bias, mean, variance] or an empty list, and its eps; the upper end of a ReLU or None. It returns the
+    output, and the logits if it computed them.
+    """
+    if is_grad_enabled() or os.environ.get(VARIABLE, "cpu") != "cpu":
+        return None
+    module = _MODULES["cpu"]
+    return module.run_layer() if module is not None and module.supports_layer(x, weight) else None

@@ -1,0 +1,277 @@
+// The CPU kernel's operators: memory, dispatch over types and registration; cpu.py adds the autograd.
+#include <torch/library.h>
+#include <ATen/Dispatch.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/upsample_nearest2d.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+
+#include "cpu_backward.h"
+#include "cpu_forward.h"
+#include "cpu_gate.h"
+#include "cpu_packed.h"
+
+namespace drconv {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+Tensor dense(const Tensor& tensor) {
+  return tensor.contiguous(tensor.suggest_memory_format());
+}
+
+// Whether `tensor` is channels-last, possibly a slice of the channels of such a tensor.
+bool has_rows(const Tensor& tensor) {
+  const int64_t row = tensor.stride(3);
+  const bool rows_follow = tensor.size(2) == 1 || tensor.stride(2) == tensor.size(3) * row;
+  const bool images_follow = tensor.size(0) == 1 || tensor.stride(0) == tensor.size(2) * tensor.size(3) * row;
+  return rows_follow && images_follow && tensor.stride(1) * tensor.size(1) <= row;
+}
+
+template <typename T>
+Picture<T> picture(const Tensor& tensor) {
+  const bool channels_last = tensor.is_contiguous(at::MemoryFormat::ChannelsLast) || has_rows(tensor);
+  const int64_t channels = tensor.size(1), pixels = tensor.size(2) * tensor.size(3);
+  const bool sliced = channels_last && !tensor.is_contiguous(at::MemoryFormat::ChannelsLast);
+  return {static_cast<T*>(tensor.data_ptr()), channels, pixels, channels_last,
+          sliced ? tensor.stride(3) : channels, sliced ? tensor.stride(1) : 1};
+}
+
+template <typename T>
+Picture<T> no_picture() {
+  return {nullptr, 1, 1, true, 1, 1};
+}
+
+template <typename T>
+const T* pointer(const OptionalTensor& tensor) {
+  return tensor ? tensor->const_data_ptr<T>() : nullptr;
+}
+
+// What follows the product: y = min(max(gain * product + bias, 0), limit), each part where it is present.
+struct Epilogue {
+  OptionalTensor gain, bias;
+  std::optional<double> limit;
+};
+
+// Product of every pixel with its region's filter (O, C), or with its transpose: x has C channels, or O. With `mixing`
+// (B, M, E) the filters are (1, E, O, C), and a region's filter is their sum with its factors.
+Tensor product(const Tensor& x, const Tensor& weight, const Tensor& logits, const OptionalTensor& scale,
+               bool transposed, const OptionalTensor& mixing = {}, const Epilogue& epilogue = {}) {
+  const int64_t outputs = weight.size(transposed ? 3 : 2);
+  Tensor y = at::empty({x.size(0), outputs, x.size(2), x.size(3)}, x.options(), x.suggest_memory_format());
+  if (y.numel() == 0) {
+    return y;
+  }
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "cpu_region_conv2d", [&] {
+    const Panels<scalar_t> panels(weight.size(1), outputs, x.size(1));
+    const bool shared = weight.size(0) == 1;
+    const bool trains = transposed || (at::GradMode::is_enabled() && weight.requires_grad());
+    Tensor packed;
+    if (shared) {
+      packed = trains ? pack<scalar_t>(weight, panels, transposed) : packed_filters().get<scalar_t>(weight, panels);
+    }
+    const Forward<scalar_t> forward{
+        picture<const scalar_t>(x), logits.defined() ? picture<const scalar_t>(logits) : no_picture<const scalar_t>(),
+        picture<scalar_t>(y), panels,
+        shared ? packed.const_data_ptr<scalar_t>() : nullptr, shared ? nullptr : weight.const_data_ptr<scalar_t>(),
+        transposed, pointer<scalar_t>(mixing), pointer<scalar_t>(scale), pointer<scalar_t>(epilogue.gain),
+        pointer<scalar_t>(epilogue.bias), epilogue.limit.has_value(),
+        static_cast<scalar_t>(epilogue.limit.value_or(0))};
+    forward.run(x.size(0));
+  });
+  return y;
+}
+
+OptionalTensor contiguous(const OptionalTensor& tensor) {
+  return tensor ? OptionalTensor(tensor->contiguous()) : std::nullopt;
+}
+
+Tensor forward_cpu(const Tensor& x, const Tensor& weight, const Tensor& logits, const OptionalTensor& scale) {
+  return product(dense(x), weight.contiguous(), dense(logits), contiguous(scale), false);
+}
+
+Tensor readable(const Tensor& x) {
+  return has_rows(x) ? x : dense(x);
+}
+
+// The generator's first layer peak * sigmoid(W mean(x) + b), (B, units).
+Tensor gate(const Tensor& x, const Tensor& weight, const Tensor& bias, double peak) {
+  Tensor scale = at::empty({x.size(0), weight.size(0)}, x.options());
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "cpu_drconv", [&] {
+    const auto source = picture<const scalar_t>(x);
+    const scalar_t *factors = weight.const_data_ptr<scalar_t>(), *offsets = bias.const_data_ptr<scalar_t>();
+    scalar_t* result = scale.mutable_data_ptr<scalar_t>();
+    at::parallel_for(0, x.size(0), 2, [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b) {
+        gate_of_image<scalar_t>(source, b, factors, offsets, weight.size(0), peak, result + b * weight.size(0));
+      }
+    });
+  });
+  return scale;
+}
+
+// Folds a batch norm (weight, bias, mean, variance) with running statistics into a gain and a bias.
+Epilogue fold(const OptionalTensor& bias, at::TensorList norm, double eps, std::optional<double> limit) {
+  if (norm.empty()) {
+    return {std::nullopt, contiguous(bias), limit};
+  }
+  const Tensor gains = at::empty_like(norm[0]), shifts = at::empty_like(norm[0]);
+  AT_DISPATCH_FLOATING_TYPES(gains.scalar_type(), "cpu_drconv", [&] {
+    const scalar_t *weight = norm[0].const_data_ptr<scalar_t>(), *shift = norm[1].const_data_ptr<scalar_t>();
+    const scalar_t *mean = norm[2].const_data_ptr<scalar_t>(), *variance = norm[3].const_data_ptr<scalar_t>();
+    const scalar_t* before = pointer<scalar_t>(bias);
+    scalar_t *gain = gains.mutable_data_ptr<scalar_t>(), *result = shifts.mutable_data_ptr<scalar_t>();
+    for (int64_t o = 0; o < gains.numel(); ++o) {
+      gain[o] = weight[o] / std::sqrt(variance[o] + static_cast<scalar_t>(eps));
+      result[o] = shift[o] + ((before ? before[o] : 0) - mean[o]) * gain[o];
+    }
+  });
+  return {gains, shifts, limit};
+}
+
+using Pair = std::tuple<Tensor, Tensor>;
+
+// A whole layer without gradients: guide (its filter, or the logits), generator, product, bias, batch norm, activation.
+// Returns the output, and the logits where they were computed here.
+Pair layer_cpu(const Tensor& x_, const Tensor& weight, const Tensor& guide, bool has_logits,
+               const OptionalTensor& gate_weight, const OptionalTensor& gate_bias, double peak,
+               const OptionalTensor& bias, at::TensorList norm, double eps, std::optional<double> limit) {
+  TORCH_CHECK_VALUE(
+      weight.dim() == 5 && x_.dim() == 4 && weight.size(2) == x_.size(1) && weight.size(3) == 1 &&
+          weight.size(4) == 1 && guide.dim() == 4 && guide.size(has_logits ? 0 : 1) == x_.size(has_logits ? 0 : 1),
+      "x ", x_.sizes(), ", weight ", weight.sizes(), " and guide ", guide.sizes(),
+      " do not fit; use (B, C, H, W), (M, O, C, 1, 1) and logits (B, M, H', W') or a filter (M, C, 1, 1)");
+  const Tensor x = readable(x_);
+  const Tensor given =
+      has_logits ? guide : product(x, guide.contiguous().unsqueeze(0).unsqueeze(0), Tensor(), std::nullopt, false);
+  const bool fits = given.size(2) == x.size(2) && given.size(3) == x.size(3);
+  const Tensor logits = dense(fits ? given : at::upsample_nearest2d(given, x.sizes().slice(2)));
+  OptionalTensor scale, mixing;
+  if (gate_weight && x.numel() > 0) {
+    (gate_weight->size(0) == logits.size(1) ? scale : mixing) =
+        gate(x, gate_weight->contiguous(), gate_bias->contiguous(), peak);
+  }
+  const Tensor filters = weight.contiguous().unsqueeze(0);
+  return {product(x, filters, logits, scale, false, mixing, fold(bias, norm, eps, limit)),
+          has_logits ? at::empty({0}, x.options()) : given};
+}
+
+template <typename T>
+void guide_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& logits,
+                    const OptionalTensor& scale, Tensor& grad_x, Tensor& grad_logits, Tensor& grad_scale) {
+  const int64_t batch = x.size(0), threads = at::get_num_threads();
+  grad_x = at::empty_like(x);
+  grad_logits = at::empty_like(logits);
+  const Tensor sums = scale ? at::zeros({threads, batch, logits.size(1)}, x.options()) : Tensor();
+  GuideBackward<T> backward{picture<const T>(grad), picture<const T>(x), picture<const T>(logits),
+                            weight.const_data_ptr<T>(), weight.size(0) != 1, pointer<T>(scale), picture<T>(grad_x),
+                            picture<T>(grad_logits), scale ? sums.mutable_data_ptr<T>() : nullptr, batch};
+  backward.run();
+  if (scale) {
+    grad_scale = sums.sum(0);
+  }
+}
+
+template <typename T>
+Tensor filter_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& logits,
+                       const OptionalTensor& scale) {
+  const FilterBackward<T> backward{picture<const T>(grad), picture<const T>(x), picture<const T>(logits),
+                                   pointer<T>(scale), x.size(0), weight.size(0) != 1};
+  const int64_t workers = backward.row_workers();
+  Tensor results = at::zeros({workers, weight.size(1), weight.size(2), weight.size(3), 1, 1}, weight.options());
+  backward.run(results.mutable_data_ptr<T>());
+  return workers == weight.size(0) ? results : results.sum(0, true);
+}
+
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+// The mask without the guide's gradient: only each pixel's own region is multiplied.
+void masked_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& logits,
+                     const OptionalTensor& scale, bool needs_scale, Tensor& grad_x, Tensor& grad_scale) {
+  if (!needs_scale) {
+    grad_x = product(grad, weight, logits, scale, true);
+    return;
+  }
+  const Tensor mask = logits.argmax(1, true), sums = at::zeros_like(*scale);
+  grad_x = product(grad, weight, logits, std::nullopt, true);
+  grad_scale = sums.scatter_add(1, mask.flatten(1), grad_x.mul(x).sum(1).flatten(1));
+  grad_x.mul_(scale->gather(1, mask.flatten(1)).view_as(mask));
+}
+
+// Gradients that are not needed are tensors without elements, since an operator cannot return an absent one.
+Gradients backward_cpu(const Tensor& grad_y, const Tensor& x_, const Tensor& weight_, const Tensor& logits_,
+                       const OptionalTensor& scale_, bool needs_x, bool needs_weight, bool needs_logits,
+                       bool needs_scale) {
+  const Tensor x = dense(x_), weight = weight_.contiguous(), logits = dense(logits_);
+  const Tensor grad = grad_y.contiguous(x.suggest_memory_format());
+  const OptionalTensor scale = contiguous(scale_);
+  const Tensor none = at::empty({0}, x.options());
+  Tensor grad_x = none, grad_weight = none, grad_logits = none, grad_scale = none;
+  if (grad.numel() == 0) {
+    return {at::zeros_like(x), at::zeros_like(weight), at::zeros_like(logits), scale ? at::zeros_like(*scale) : none};
+  }
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "cpu_region_conv2d_backward", [&] {
+    if (needs_logits) {
+      guide_backward<scalar_t>(grad, x, weight, logits, scale, grad_x, grad_logits, grad_scale);
+    } else if (needs_x || needs_scale) {
+      masked_backward(grad, x, weight, logits, scale, needs_scale, grad_x, grad_scale);
+    }
+    if (needs_weight) {
+      grad_weight = filter_backward<scalar_t>(grad, x, weight, logits, scale);
+    }
+  });
+  return {grad_x, grad_weight, grad_logits, grad_scale};
+}
+
+Tensor empty_output(const Tensor& x, const c10::SymInt& outputs) {
+  const std::vector<c10::SymInt> size{x.sym_size(0), outputs, x.sym_size(2), x.sym_size(3)};
+  return at::empty_symint(size, x.options(), x.suggest_memory_format());
+}
+
+Tensor forward_meta(const Tensor& x, const Tensor& weight, const Tensor& logits, const OptionalTensor& scale) {
+  return empty_output(x, weight.sym_size(2));
+}
+
+Pair layer_meta(const Tensor& x, const Tensor& weight, const Tensor& guide, bool has_logits,
+                const OptionalTensor& gate_weight, const OptionalTensor& gate_bias, double peak,
+                const OptionalTensor& bias, at::TensorList norm, double eps, std::optional<double> limit) {
+  return {empty_output(x, weight.sym_size(1)),
+          has_logits ? at::empty_symint({0}, x.options()) : empty_output(x, guide.sym_size(0))};
+}
+
+Gradients backward_meta(const Tensor& grad_y, const Tensor& x, const Tensor& weight, const Tensor& logits,
+                        const OptionalTensor& scale, bool needs_x, bool needs_weight, bool needs_logits,
+                        bool needs_scale) {
+  const Tensor none = at::empty_symint({0}, x.options());
+  const bool computes_x = needs_logits || needs_x || needs_scale;
+  return {computes_x ? at::empty_like(x) : none, needs_weight ? at::empty_like(weight) : none,
+          needs_logits ? at::empty_like(logits) : none,
+          scale && (needs_logits || needs_scale) ? at::empty_like(*scale) : none};
+}
+
+}  // namespace
+}  // namespace drconv
+
+TORCH_LIBRARY_FRAGMENT(drconv, library) {
+  library.def("cpu_region_conv2d(Tensor x, Tensor weight, Tensor logits, Tensor? scale) -> Tensor");
+  library.def(
+      "cpu_drconv(Tensor x, Tensor weight, Tensor guide, bool has_logits, Tensor? gate_weight, Tensor? gate_bias, "
+      "float peak, Tensor? bias, Tensor[] norm, float eps, float? limit) -> (Tensor, Tensor)");
+  library.def(
+      "cpu_region_conv2d_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor logits, Tensor? scale, bool needs_x, "
+      "bool needs_weight, bool needs_logits, bool needs_scale) -> (Tensor, Tensor, Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(drconv, CPU, library) {
+  library.impl("cpu_region_conv2d", drconv::forward_cpu);
+  library.impl("cpu_region_conv2d_backward", drconv::backward_cpu);
+  library.impl("cpu_drconv", drconv::layer_cpu);
+}
+
+TORCH_LIBRARY_IMPL(drconv, Meta, library) {
+  library.impl("cpu_region_conv2d", drconv::forward_meta);
+  library.impl("cpu_region_conv2d_backward", drconv::backward_meta);
+  library.impl("cpu_drconv", drconv::layer_meta);
+}

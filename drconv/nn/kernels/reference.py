@@ -1,0 +1,66 @@
+"""The operator as the equations read: every candidate output, then the choice. Plain torch autograd.
+
+It costs m convolutions and m times the memory. The other kernels are tested against it, and the cost counters and
+exporters use it because it consists of ordinary torch operations.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Pair = tuple[int, int]
+
+
+def supports(
+    x: Tensor,
+    weight: Tensor,
+    logits: Tensor,
+    scale: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+) -> bool:
+    """Every device, type and shape."""
+    return True
+
+
+def region_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    logits: Tensor,
+    scale: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+) -> Tensor:
+    """Eq. 4-8 as ``hard + soft - soft.detach()`` over the m candidate outputs.
+
+    The forward value of that factor is the hard mask of Eq. 5; its gradient is the one of the softmax of Eq. 7, which
+    makes the gradient of the logits the straight-through form of Eq. 7 and 8.
+    """
+    regions, out_channels = weight.shape[1:3]
+    height, width = logits.shape[2:]
+    hard = F.one_hot(logits.argmax(1), regions).permute(0, 3, 1, 2)
+    if logits.requires_grad and torch.is_grad_enabled():
+        soft = logits.softmax(1)
+        choice = (hard + soft - soft.detach()).to(x.dtype)
+    else:
+        choice = hard.to(x.dtype)
+    filters = weight if scale is None else _scale_filters(weight, scale)
+    taps = F.unfold(x, weight.shape[4:], dilation, padding, stride)
+    taps = taps.unflatten(1, (groups, taps.shape[1] // groups))  # (B, G, C/G K K, P)
+    filters = filters.flatten(3).unflatten(2, (groups, out_channels // groups))  # (B or 1, M, G, O/G, C/G K K)
+    candidates = torch.matmul(filters, taps.unsqueeze(1))  # (B, M, G, O/G, P)
+    candidates = candidates.flatten(2, 3).unflatten(3, (height, width))
+    output = (choice.unsqueeze(2) * candidates).sum(1)
+    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        return output.contiguous(memory_format=torch.channels_last)
+    return output
+
+
+def _scale_filters(weight: Tensor, scale: Tensor) -> Tensor:
+    """The filters of every image, (B, M, O, C/G, K, K), in the type of ``weight``."""
+    factor = scale[:, :, None, None, None, None] if scale.dim() == 2 else scale[:, :, None, None]
+    return (factor * weight).to(weight.dtype)

@@ -1,0 +1,144 @@
+"""The guide, its gradient factors, the sequence that shares it, statistics and auxiliary losses."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from drconv.nn import DRConv2d, Guide, GuidedSequential, auxiliary_loss, keep_logits, region_statistics
+from drconv.nn.diagnostics import balance_loss, region_usage, usage_entropy, z_loss
+
+
+def test_guide_is_a_convolution() -> None:
+    guide = Guide(4, 8, 3, 2, 1)
+    x = torch.randn(2, 4, 7, 6)
+    torch.testing.assert_close(guide(x), F.conv2d(x, guide.weight, stride=2, padding=1))
+    normalised = Guide(4, 8, norm="batch")
+    logits = normalised(x)
+    torch.testing.assert_close(logits.mean((0, 2, 3)), torch.zeros(8), atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits.std((0, 2, 3), correction=0), torch.ones(8), atol=1e-3, rtol=0)
+    assert not list(normalised.norm.parameters())
+
+
+@pytest.mark.parametrize(("gradient", "feature"), [(1.0, 1.0), (0.25, 1.0), (1.0, 0.5), (0.5, 0.0), (0.0, 1.0)])
+def test_gradient_factors(gradient: float, feature: float) -> None:
+    """``gradient`` acts on all that comes back through the logits, ``feature`` on what leaves to the input."""
+    plain = Guide(4, 8)
+    factored = Guide(4, 8, gradient=gradient, feature_gradient=feature)
+    factored.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 4, 5, 5, requires_grad=True)
+    grad = torch.randn(2, 8, 5, 5)
+    expected = torch.autograd.grad(plain(x), [plain.weight, x], grad)
+    actual = torch.autograd.grad(factored(x), [factored.weight, x], grad, allow_unused=True)
+    assert torch.equal(plain(x), factored(x))
+    torch.testing.assert_close(actual[0], gradient * expected[0])
+    if feature == 0:
+        assert actual[1] is None
+    else:
+        torch.testing.assert_close(actual[1], gradient * feature * expected[1])
+
+
+def test_frozen_guide_keeps_its_weights() -> None:
+    conv = DRConv2d(4, 6, 1, guide_frozen=True, feature_gradient=0.0)
+    conv(torch.randn(2, 4, 5, 5)).sum().backward()
+    assert conv.guide.weight.grad is None
+    assert conv.weight.grad is not None
+
+
+def test_own_guide_at_lower_resolution() -> None:
+    conv = DRConv2d(4, 6, 3, stride=2, padding=1, guide_stride=2)
+    x = torch.randn(2, 4, 16, 12)
+    assert conv.guide(x).shape == (2, 8, 4, 3)
+    assert conv(x).shape == (2, 6, 8, 6)
+
+
+def _block() -> GuidedSequential:
+    """The main branch of a stride-2 block, one DRConv nested."""
+    inner = nn.Sequential(DRConv2d(6, 8, 1, guide="shared"), nn.BatchNorm2d(8))
+    branch = nn.Sequential(DRConv2d(4, 6, 1, guide="shared"), nn.Conv2d(6, 6, 3, 2, 1, groups=6), inner)
+    return GuidedSequential(branch, Guide(4, 8))
+
+
+def test_sequence_shares_one_guide() -> None:
+    block = _block()
+    x = torch.randn(2, 4, 8, 8)
+    logits = block.guide(x)
+    first, middle, (last, norm) = block[0], block[1], block[2]
+    assert torch.equal(block(x), norm(last(middle(first(x, logits)), logits)))
+    assert len(block) == len(list(block)) == 3
+    assert isinstance(block[-1], nn.Sequential)
+
+
+def test_sequence_keeps_the_names_of_its_state() -> None:
+    block = _block()
+    keys = set(nn.Sequential(*block).state_dict())
+    assert set(block.state_dict()) == keys | {"guide.weight"}
+
+
+def test_usage_and_entropy() -> None:
+    logits = torch.zeros(2, 4, 3, 3)
+    logits[0, 1] = 1.0
+    usage = region_usage(logits)
+    assert usage.tolist() == [0.5, 0.5, 0.0, 0.0]
+    assert usage_entropy(usage).item() == pytest.approx(0.5)
+    assert usage_entropy(torch.full((4,), 0.25)).item() == pytest.approx(1.0)
+    assert usage_entropy(torch.tensor([0.0, 1.0])).item() == 0.0
+    assert region_usage(torch.zeros(0, 4, 3, 3)).tolist() == [0.0] * 4
+
+
+def test_balance_loss_by_hand() -> None:
+    logits = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    shares = [(logits.argmax(1) == r).double().mean().item() for r in range(3)]
+    means = [torch.softmax(logits, 1)[:, r].mean() for r in range(3)]
+    torch.testing.assert_close(
+        balance_loss(logits).item(), 3 * sum(s * p.item() for s, p in zip(shares, means, strict=True))
+    )
+    collapsed = torch.zeros(1, 8, 4, 4)
+    collapsed[:, 5] = 100.0
+    assert balance_loss(collapsed).item() == pytest.approx(8.0)
+    (gradient,) = torch.autograd.grad(balance_loss(logits), logits)
+    busiest = max(range(3), key=shares.__getitem__)
+    assert gradient[:, busiest].sum() > 0
+
+
+def test_z_loss_by_hand() -> None:
+    assert z_loss(torch.zeros(2, 8, 3, 3)).item() == pytest.approx(math.log(8) ** 2)
+
+
+def test_auxiliary_loss_reaches_every_guide_and_lets_go() -> None:
+    network = nn.Sequential(_block(), DRConv2d(8, 8, 1, guide_gradient=0.0))
+    keep_logits(network)
+    x = torch.randn(2, 4, 8, 8)
+    network(x)
+    copy.deepcopy(network)
+    guides = [network[0].guide, network[1].guide]
+    kept = [guide.logits for guide in guides]
+    expected = sum(0.5 * balance_loss(k) + 0.1 * z_loss(k) for k in kept) / 2
+    loss = auxiliary_loss(network, balance=0.5, z=0.1)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert all(guide.weight.grad.abs().sum() > 0 for guide in guides)
+    assert all(guide.logits is None for guide in guides)
+    with pytest.raises(RuntimeError, match="keep_logits"):
+        auxiliary_loss(network, balance=0.5, z=0.1)
+
+
+def test_statistics_of_a_trained_layer() -> None:
+    network = nn.Sequential(_block(), DRConv2d(8, 8, 1, scale=False), DRConv2d(8, 8, 1))
+    x = torch.randn(2, 4, 8, 8)
+    with region_statistics(network) as statistics:
+        network(x)
+    assert set(statistics) == {"0.guide", "1.guide", "2.guide"}
+    logits = network[0].guide(x)
+    entry = statistics["0.guide"]
+    assert entry["usage"] == region_usage(logits).tolist()
+    assert sum(entry["usage"]) == pytest.approx(1)
+    assert 0 < entry["entropy"] <= 1
+    assert entry["logit_std"] == pytest.approx(logits.std(1, correction=0).mean().item(), rel=1e-5)
+    assert entry["logit_range"] == pytest.approx((logits.amax(1) - logits.amin(1)).mean().item(), rel=1e-5)
+    assert 0.4 < entry["scale_min"] <= entry["scale_max"] < 0.6
+    assert statistics["1.guide"]["scale_min"] is None
+    assert not any(module._forward_hooks for module in network.modules())
