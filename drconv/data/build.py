@@ -1,0 +1,100 @@
+"""From the configuration to a data set."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from drconv.config import DataConfig
+from drconv.data.dataset import PictureDataset, balanced_choice
+from drconv.data.hashing import hash_integers
+from drconv.data.imagenet import index_flat_validation, is_flat
+from drconv.data.memory import GeneratedSource, load_digits
+from drconv.data.source import FileSource, Source, check_same_classes, class_folders, split_folder
+from drconv.data.transforms import EvalTransform, TrainTransform
+
+_HOLDOUT_KEY, _FRACTION_KEY = 0, 1
+
+
+def build_dataset(config: DataConfig, split: str, seed: int = 0) -> PictureDataset:
+    """Build the training or the evaluation data set.
+
+    With ``data.holdout`` both come from the training pictures: a cut of that share of every class, the same
+    for every seed, is left out of training and evaluated on, so that choices never touch the validation set.
+
+    Args:
+        config: the ``data`` section.
+        split: train or val.
+        seed: decides which pictures ``data.fraction`` keeps.
+
+    Raises:
+        ValueError: an option that does not exist or is out of range.
+        FileNotFoundError: a folder is missing; the message has the expected tree.
+        DataError: the folders contradict each other.
+    """
+    _check(config, split)
+    source = _SOURCES[config.name](config, "train" if config.holdout else split)
+    transform = TrainTransform(config) if split == "train" else EvalTransform(config)
+    positions = _positions(source.labels, config, split, seed)
+    return PictureDataset(source, transform, positions, skip_broken=config.broken == "skip")
+
+
+def _positions(labels: Tensor, config: DataConfig, split: str, seed: int) -> Tensor | None:
+    used = torch.ones(len(labels), dtype=torch.bool)
+    if config.holdout:
+        cut = balanced_choice(labels, config.holdout, hash_integers(_HOLDOUT_KEY))
+        used = cut if split == "val" else ~cut
+    positions = used.nonzero().flatten()
+    if split == "train" and config.fraction < 1:
+        kept = balanced_choice(labels[positions], config.fraction, hash_integers(_FRACTION_KEY, seed))
+        positions = positions[kept]
+    return None if len(positions) == len(labels) else positions
+
+
+def _digits(config: DataConfig, split: str) -> Source:
+    return load_digits(split, config)
+
+
+def _generated(config: DataConfig, split: str) -> Source:
+    if config.num_classes is None:
+        raise ValueError("data.num_classes must be given for data=generated")
+    return GeneratedSource(split, config.num_generated, config.num_classes, config.eval_resize)
+
+
+def _imagefolder(config: DataConfig, split: str) -> Source:
+    index = class_folders(split_folder(config.root, config.train_split, config.val_split, split))
+    check_same_classes(index.classes, _other_folder(config, split))
+    return FileSource(index)
+
+
+def _imagenet(config: DataConfig, split: str) -> Source:
+    folder = split_folder(config.root, config.train_split, config.val_split, split)
+    if split == "train" or not is_flat(folder):
+        index = class_folders(folder)
+        other = _other_folder(config, split)
+        if not (other.is_dir() and is_flat(other)):
+            check_same_classes(index.classes, other)
+        return FileSource(index)
+    index = index_flat_validation(Path(str(config.root)), folder)
+    check_same_classes(index.classes, _other_folder(config, split))
+    return FileSource(index)
+
+
+def _other_folder(config: DataConfig, split: str) -> Path:
+    return Path(str(config.root)) / (config.val_split if split == "train" else config.train_split)
+
+
+_SOURCES = {"digits": _digits, "imagefolder": _imagefolder, "imagenet": _imagenet, "generated": _generated}
+
+
+def _check(config: DataConfig, split: str) -> None:
+    if config.name not in _SOURCES:
+        raise ValueError(f"data.name={config.name} does not exist; use one of {', '.join(_SOURCES)}")
+    if split not in ("train", "val"):
+        raise ValueError(f"split={split} does not exist; use train or val")
+    if config.broken not in ("error", "skip"):
+        raise ValueError(f"data.broken={config.broken} does not exist; use error or skip")
+    if not 0 <= config.holdout < 1:
+        raise ValueError(f"data.holdout={config.holdout} must be at least 0 and below 1")
+    if not 0 < config.fraction <= 1:
+        raise ValueError(f"data.fraction={config.fraction} must be above 0 and at most 1")

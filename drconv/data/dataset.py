@@ -1,0 +1,115 @@
+"""The data set of all classification tasks: a source, the positions that are used, and a transform."""
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from drconv.data.errors import DataError
+from drconv.data.hashing import hash_range
+from drconv.data.source import Fingerprint, Source
+
+logger = logging.getLogger(__name__)
+
+Sample = dict[str, Tensor | int | bool]
+Transform = Callable[[Tensor, int], Tensor]
+
+
+class PictureDataset(Dataset[Sample]):
+    """Transformed pictures, looked up by ``(index, seed)``.
+
+    Args:
+        source: the pictures.
+        transform: maps uint8 (3, H, W) and a seed to uint8 (3, S, S).
+        positions: int64, the positions of the source that are used, or None for all.
+        skip_broken: whether a picture that does not decode is replaced by the next one and marked, or is an
+            error.
+    """
+
+    def __init__(
+        self, source: Source, transform: Transform, positions: Tensor | None = None, skip_broken: bool = False
+    ) -> None:
+        self.source = source
+        self.transform = transform
+        self.positions = positions
+        self.skip_broken = skip_broken
+
+    @property
+    def classes(self) -> list[str]:
+        return self.source.classes
+
+    @property
+    def labels(self) -> Tensor:
+        """Label of every sample (N,)."""
+        return self.source.labels if self.positions is None else self.source.labels[self.positions]
+
+    def __len__(self) -> int:
+        return len(self.source.labels) if self.positions is None else len(self.positions)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        """One sample.
+
+        Args:
+            key: the index, and the seed from which all of the sample's randomness comes.
+
+        Returns:
+            image uint8 (3, S, S) RGB, label, index, and valid: False for the replacement of a broken picture.
+
+        Raises:
+            DataError: the picture does not decode, and broken pictures are not skipped.
+        """
+        index, seed = key
+        for shift in range(len(self)):
+            position = self._position((index + shift) % len(self))
+            try:
+                picture = self.source.read(position)
+            except DataError as error:
+                if not self.skip_broken:
+                    raise
+                logger.warning("skipped: %s", error)
+                continue
+            label = int(self.source.labels[position])
+            return {
+                "image": self.transform(picture, seed),
+                "label": label,
+                "index": index,
+                "valid": shift == 0,
+            }
+        raise DataError(f"none of the {len(self)} pictures of {self.source.name} decodes; check data.root")
+
+    def fingerprint(self) -> Fingerprint:
+        """Number of pictures used, files and classes, and a hash over names and sizes."""
+        return {"pictures": len(self), **self.source.fingerprint()}
+
+    def describe(self) -> str:
+        """One line for the log."""
+        return f"{self.source.name}: {len(self):,} pictures, {len(self.classes):,} classes"
+
+    def _position(self, index: int) -> int:
+        return index if self.positions is None else int(self.positions[index])
+
+
+def balanced_choice(labels: Tensor, share: float, key: int) -> Tensor:
+    """Choose a share of every class at random; the choice depends on nothing but the labels and the key.
+
+    A larger share contains the smaller one.
+
+    Args:
+        labels: integers (N,).
+        share: from 0 to 1; rounded to whole pictures in each class.
+        key: of the random choice.
+
+    Returns:
+        bool (N,), True for the chosen.
+    """
+    classes: NDArray[np.int64] = labels.long().numpy()
+    order = np.lexsort((hash_range(key, len(classes)), classes))
+    counts = np.bincount(classes)
+    firsts = np.cumsum(counts) - counts
+    rank = np.empty(len(classes), dtype=np.int64)
+    rank[order] = np.arange(len(classes)) - firsts[classes[order]]
+    return torch.from_numpy(rank < np.rint(counts * share).astype(np.int64)[classes])

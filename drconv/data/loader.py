@@ -1,0 +1,136 @@
+"""Loaders: batches for training, restartable at any step, and for evaluation, every sample exactly once."""
+
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from drconv.config import DataConfig
+from drconv.data.dataset import PictureDataset
+from drconv.data.errors import DataError
+from drconv.data.sampler import EvalSampler, SampleKey, TrainSampler
+
+Batch = dict[str, Tensor]
+
+_GRACE_S = 60  # how long a loader process outlives SIGTERM
+
+
+class Loader:
+    """Batches as dictionaries: image uint8 (B, 3, S, S), label, index and valid (B,)."""
+
+    def __init__(self, dataset: PictureDataset, batches: TrainSampler | EvalSampler, **options: Any) -> None:
+        self._loader = DataLoader(dataset, batch_sampler=_AsSampler(batches), worker_init_fn=_answer_signals, **options)
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        try:
+            yield from self._loader
+        except DataError as error:
+            # A loader process hands over its whole traceback as the message: the last line is the error's
+            # own.
+            message = str(error).strip().splitlines()[-1].split("DataError: ")[-1]
+            raise DataError(message) from None
+
+
+def train_loader(
+    dataset: PictureDataset,
+    *,
+    batch_size: int,
+    accumulate: int = 1,
+    seed: int = 0,
+    start_step: int = 0,
+    num_steps: int,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> Loader:
+    """Micro-batches of the steps ``start_step`` to ``num_steps - 1``, ``accumulate`` for each step.
+
+    Bitwise the same for any number of workers and after a restart; see ``TrainSampler`` for who gets what.
+
+    Args:
+        dataset: from ``build_dataset``.
+        batch_size: samples of a step over all ranks and micro-batches.
+        accumulate: micro-batches of a step on each rank.
+        seed: decides the order of the samples and the augmentation.
+        start_step: first step to produce.
+        num_steps: length of the whole run.
+        rank: this process.
+        world_size: number of processes.
+        workers: loader processes; 0 loads in this process.
+        pin_memory: copy batches to page-locked memory (for CUDA).
+    """
+    sampler = TrainSampler(
+        len(dataset), batch_size, accumulate, seed, start_step, num_steps, rank=rank, world_size=world_size
+    )
+    return Loader(dataset, sampler, num_workers=workers, pin_memory=pin_memory)
+
+
+def eval_loader(
+    dataset: PictureDataset,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> Loader:
+    """Batches of every ``world_size``-th sample, without padding; can be gone through again and again.
+
+    The loader processes stay alive between evaluations. Ranks can have different numbers of batches. Samples
+    whose ``valid`` is False stand for broken pictures and must not be counted.
+    """
+    sampler = EvalSampler(len(dataset), batch_size, rank, world_size)
+    return Loader(dataset, sampler, num_workers=workers, pin_memory=pin_memory, persistent_workers=workers > 0)
+
+
+def prepare(batch: Batch, config: DataConfig, device: torch.device, channels_last: bool = True) -> Batch:
+    """Move a batch to the device and turn its uint8 RGB images into the network's float input there.
+
+    Args:
+        batch: from a loader.
+        config: gives ``channel_order``, and ``mean`` and ``std`` of pixels in 0..255 in that order.
+        device: where to.
+        channels_last: memory format of the images.
+
+    Returns:
+        the batch with image float32 (B, 3, S, S).
+    """
+    moved = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+    pixels = moved["image"]
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    image = torch.empty(pixels.shape, device=device, memory_format=layout)
+    # Channel by channel: a third faster on a CPU than one conversion to channels-last, and the order comes for free.
+    order = (2, 1, 0) if config.channel_order == "bgr" else (0, 1, 2)
+    for channel, (source, mean, std) in enumerate(zip(order, config.mean, config.std, strict=True)):
+        image[:, channel] = (pixels[:, source] - mean) / std
+    moved["image"] = image
+    return moved
+
+
+def _answer_signals(worker: int) -> None:
+    """A cluster's SIGTERM and a terminal's Ctrl-C reach all processes of a job; the training process answers them.
+
+    Loader processes work on while it saves, and end with it; left alone, they end by themselves.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_GRACE_S))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class _AsSampler(Sampler[list[SampleKey]]):
+    """Gives our samplers the type that ``DataLoader`` wants."""
+
+    def __init__(self, batches: TrainSampler | EvalSampler) -> None:
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        return iter(self._batches)
