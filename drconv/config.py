@@ -1,0 +1,185 @@
+"""The configuration schema: every key a run can have, with its type, default and meaning.
+
+This module never imports torch, so that a mistyped key fails in half a second and not after seconds of imports.
+Hydra composes the files of ``configs/`` under this schema; ``drconv.config_check`` holds the rules across keys.
+"""
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+
+@dataclass
+class DRConvConfig:
+    """Options of ``DRConv2d`` and of its guide; used where ``model.conv=drconv``.
+
+    The defaults are the form that trains (D11); ``experiment=small/inside/printed`` lists what the printed form sets.
+    """
+
+    regions: int = 8  # m, the number of filters per image
+    generator: str = "grouped"  # grouped: the paper's two layers; experts: the authors' released code (D1)
+    hidden: int | None = None  # grouped: hidden width of the generator, null for m (D1)
+    experts: int = 8  # experts: number of shared filters that are mixed
+    generator_bias: bool = False  # grouped: bias in the generator's second layer, W = s V + U (D1, D11)
+    scale: bool = True  # grouped: false drops the generator's sigmoid, so that W = V for every image
+    init_noise: float = (
+        0.1  # spread of the filters over the regions at the start, as a share of the filter's own spread
+    )
+    init_gain: float | None = 0.5  # standard deviation of a filter over the usual one; null for 1/sqrt(m) (D11)
+    filter_sharing: float = 0.9  # share of all regions' filter gradients in a region's own; 0 as printed (D11)
+    generator_gradient: float = 0.1  # factor on the gradient of the generator's first layer; 1 as printed (D11)
+    guide: str = "block"  # block: one 1x1 guide for all DRConvs of a block; own: one k x k guide per DRConv (D2)
+    guide_stride: int = 1  # the guide is computed at 1/guide_stride of the resolution, then resized (nearest)
+    guide_norm: str = "batch"  # none: as printed; batch: batch norm without affine on the guide's logits (D11)
+    guide_gradient: float = 1.0  # factor on the gradient that reaches the guide (the released code's beta)
+    feature_gradient: float = 1.0  # factor on the part of that gradient which flows on into the features
+    guide_frozen: bool = False  # true: the guide stays at its random start
+    balance_loss: float = 0.0  # weight of the auxiliary loss that spreads the pixels over the regions
+    z_loss: float = 0.0  # weight of the auxiliary loss on the squared log-partition of the guide's logits
+    groups: int = 1  # channel groups of the 1x1 convolutions (2 in the rows marked *, decision D4)
+
+
+@dataclass
+class CondConvConfig:
+    """Options of ``CondConv2d``; used where ``model.conv=condconv``."""
+
+    experts: int = 8
+    routing: str = "block"  # block: the convolutions of a block share one routing; own: one routing each
+
+
+@dataclass
+class ModelConfig:
+    name: str = MISSING  # the plain network: shufflenetv2, mobilenetv1, mobilenetv2, ...
+    width: float = 1.0
+    stem: str = "auto"  # imagenet: as published; small: stride 1, no pooling; auto: small up to 64 pixels
+    dropout: float | None = None  # before the classifier; null for the network's own rate
+    conv: str = "standard"  # standard, drconv, condconv, local, deformable
+    layers: list[str] | None = None  # patterns of the layers to replace; null for the paper's (D3)
+    drconv: DRConvConfig = field(default_factory=DRConvConfig)
+    condconv: CondConvConfig = field(default_factory=CondConvConfig)
+
+
+@dataclass
+class AugmentConfig:
+    """Training augmentation. Evaluation resizes the shorter side to ``data.eval_resize`` and crops the centre."""
+
+    crop: str = "random_resized"  # random_resized; pad: pad by crop_padding and crop; none: resize and centre crop
+    crop_scale: list[float] = field(default_factory=lambda: [0.08, 1.0])  # share of the picture's area
+    crop_ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
+    crop_padding: int = 4
+    flip: float = 0.5  # probability of a horizontal flip
+    jitter: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # brightness, contrast, saturation
+    rotate: float = 0.0  # degrees, either way
+
+
+@dataclass
+class DataConfig:
+    name: str = MISSING  # digits, imagefolder, imagenet, generated
+    root: str | None = None
+    train_split: str = "train"  # folder of the training pictures below root
+    val_split: str = "val"
+    num_classes: int | None = None  # null: counted in the data; a number is checked against the data
+    image_size: int = 224  # pixels, the side of the square the network sees
+    eval_resize: int = 256  # pixels of the shorter side before the centre crop
+    interpolation: str = "bilinear"  # bilinear, bicubic
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    channel_order: str = "rgb"  # rgb, bgr
+    mean: list[float] = field(
+        default_factory=lambda: [123.675, 116.28, 103.53]
+    )  # of pixels in 0..255, in channel_order
+    std: list[float] = field(default_factory=lambda: [58.395, 57.12, 57.375])
+    holdout: float = 0.0  # share of the training set that is cut off and evaluated on instead of val (for choosing)
+    broken: str = "error"  # a picture that does not decode: error, or skip (counted and logged)
+    fraction: float = 1.0  # share of the training pictures that is used
+    num_generated: int = 512  # generated: pictures per split
+
+
+@dataclass
+class OptimizerConfig:
+    lr: float = MISSING  # at the recipe's batch size; never rescaled behind the user's back
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 4e-5
+    decay: str = "matrices"  # matrices: weights with more than one dimension (the original's rule); all: everything
+    guide_lr: float = 1.0  # factor on the learning rate of the guides
+    guide_weight_decay: float | None = None  # null for weight_decay
+
+
+@dataclass
+class ScheduleConfig:
+    name: str = "linear"  # linear (to 0), cosine (to 0), multistep, constant
+    milestones: list[int] = field(default_factory=list)  # multistep: steps at which the rate is multiplied by gamma
+    gamma: float = 0.1
+    warmup_steps: int = 0
+    warmup_factor: float = 0.0  # the rate's factor at step 0, linear to 1 at warmup_steps
+
+
+@dataclass
+class RecipeConfig:
+    name: str = MISSING
+    task: str = "classification"
+    note: str | None = None  # one line printed when the run starts
+    steps: int | None = None  # length of the run; give steps or epochs
+    epochs: float | None = None
+    batch_size: int = MISSING  # of one step over all devices, accumulation included
+    eval_batch_size: int = 200  # per device
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    label_smoothing: float = 0.0
+    clip_norm: float | None = None
+    ema_decay: float | None = None
+    bn_reestimation_steps: int = 0  # training batches over which BN statistics are averaged again at the end
+
+
+@dataclass
+class RuntimeConfig:
+    device: str = "auto"  # auto, cpu, cuda
+    devices: int = 1  # ranks on this machine
+    accumulate: int = 1  # micro-batches per step; the global batch stays the same
+    precision: str = "fp32"  # fp32, bf16, fp16
+    channels_last: bool = True
+    compile: bool = False
+    sync_bn: bool = False
+    deterministic: bool = False
+    workers: int = 2  # loader processes per device
+    threads: int | None = None  # CPU threads per rank; null: cores / devices
+    kernel: str | None = None  # reference, torch, cpu, triton; null: chosen for the device
+    timeout: int = 600  # seconds a rank waits for the others
+    dry_run: bool = False  # build everything, three steps, one evaluation batch, projected time; saves nothing
+
+
+@dataclass
+class LoggingConfig:
+    every: int = 50  # steps between progress lines and metrics.jsonl entries
+    eval_every: int | None = None  # steps; null: at the end only
+    checkpoint_every: int = 1000  # steps between resume states
+    region_usage: bool = True  # log the guides' region usage, logit spread and scale range
+    wandb: str = "auto"  # auto: online with a key, offline without; online, offline, disabled
+    project: str = "drconv"
+
+
+@dataclass
+class ExperimentConfig:
+    """What a row of a table claims; filled by the files of ``configs/experiment/``."""
+
+    id: str | None = None  # table1/drconv_shufflenetv2_0.5x
+    metric: str | None = None  # top1, rank1, box_ap
+    paper: float | None = None  # the printed number
+    tolerance: float | None = None  # in the metric's unit
+    decisions: list[str] = field(default_factory=list)  # ids of docs/deviations.md in force
+    note: str | None = None
+
+
+@dataclass
+class Config:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
+    seed: int = 0
+    overwrite: bool = False  # redo a finished run
+    weights: str | None = None  # safetensors file: training starts from it, eval.py evaluates it
+    outputs: str = "outputs"  # folder of the run folders
+    run: str | None = None  # the run's folder; null for a name made of the choices and overrides, below outputs

@@ -1,0 +1,32 @@
+"""``metrics.jsonl``: one JSON object a line, the record of a run's curves."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from drconv.files import replace_file, without_infinities
+
+
+class MetricsLog:
+    """Appends entries; a resumed run first drops those that it will write again."""
+
+    def __init__(self, path: Path, start_step: int, num_steps: int) -> None:
+        self.path = path
+        if not path.exists():
+            return
+        entries = [line for line in path.read_text().splitlines() if _step_of(line) <= start_step]
+        if start_step == num_steps:  # the last state is saved before the final evaluation
+            entries = [line for line in entries if _step_of(line) < num_steps or json.loads(line)["split"] == "train"]
+        replace_file(path, "".join(f"{line}\n" for line in entries))
+
+    def append(self, entry: dict[str, Any]) -> None:
+        with open(self.path, "a") as file:
+            file.write(json.dumps(without_infinities(entry), allow_nan=False) + "\n")
+
+
+def _step_of(line: str) -> float:
+    """A line cut short by a crash counts as later than any step, so that it is dropped."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

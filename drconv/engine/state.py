@@ -1,0 +1,85 @@
+"""Everything a training run carries from step to step, and nothing else."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from drconv import distributed
+from drconv.config import Config
+from drconv.engine.optimizer import build_optimizer
+
+
+class TrainState:
+    """Task, optimiser, averaged weights, gradient scaler and step.
+
+    Order of wrapping: device, channels-last, synchronised BN, EMA copy, compile, DDP. States are saved from the
+    unwrapped task, so that they load whatever the number of ranks and whether compiled or not.
+    """
+
+    def __init__(self, config: Config, task: nn.Module, device: torch.device) -> None:
+        place(task, config, device)
+        if config.runtime.sync_bn and distributed.world_size() > 1:
+            task = _synchronise_batchnorm(task)
+        self.step = 0
+        self.elapsed_s = 0.0
+        self.task = task
+        self.optimizer = build_optimizer(task, config.recipe.optimizer)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.runtime.precision == "fp16")
+        self.ema: AveragedModel | None = None
+        if config.recipe.ema_decay is not None:
+            average = get_ema_multi_avg_fn(config.recipe.ema_decay)
+            self.ema = AveragedModel(task, multi_avg_fn=average, use_buffers=True)
+        if config.runtime.compile:
+            task.compile()
+        self.wrapped: nn.Module = task
+        if distributed.world_size() > 1:
+            self.wrapped = DistributedDataParallel(task, device_ids=[device] if device.type == "cuda" else None)
+
+    def broadcast_buffers(self) -> None:
+        """Before each evaluation and checkpoint: one set of BN statistics for all ranks."""
+        distributed.broadcast_buffers(self.task)
+        if self.ema is not None:
+            distributed.broadcast_buffers(self.ema)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "elapsed_s": self.elapsed_s,
+            "task": self.task.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": self.ema.state_dict() if self.ema is not None else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+        self.elapsed_s = state["elapsed_s"]
+        self.task.load_state_dict(state["task"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+
+    def evaluated(self) -> dict[str, nn.Module]:
+        """The tasks that evaluation looks at, by the name of their weights."""
+        tasks: dict[str, nn.Module] = {"last": self.task}
+        if self.ema is not None:
+            tasks["ema"] = self.ema.module
+        return tasks
+
+
+def _synchronise_batchnorm(task: nn.Module) -> nn.Module:
+    """timm's converter: torch's own would drop the activations inside timm's batch norms."""
+    from timm.layers import convert_sync_batchnorm
+
+    return convert_sync_batchnorm(task)
+
+
+def place(task: nn.Module, config: Config, device: torch.device) -> None:
+    """Device and memory format, the same in training and evaluation: another format rounds differently."""
+    task.to(device)
+    if config.runtime.channels_last:
+        task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,0 +1,67 @@
+"""One optimiser step: micro-batches, precision, clipping, averaging."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from drconv import distributed
+from drconv.config import Config
+from drconv.engine.optimizer import set_lr
+from drconv.engine.schedule import lr_factor
+from drconv.engine.state import TrainState
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(config: Config, device: torch.device) -> AbstractContextManager:
+    """The precision of forward passes, in training and evaluation alike."""
+    dtype = AUTOCAST.get(config.runtime.precision)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Random numbers drawn in a step (dropout) depend on seed, step and rank alone: a resumed run draws the same."""
+    torch.manual_seed(((seed * 1_000_003 + step) * 4_099 + distributed.rank()) % 2**63)
+
+
+def train_step(
+    state: TrainState, batches: Iterator[dict[str, Any]], config: Config, num_steps: int, device: torch.device
+) -> dict[str, Tensor]:
+    """Takes ``runtime.accumulate`` micro-batches and updates the parameters once.
+
+    Returns:
+        The task's scalars, averaged over the micro-batches of this rank, still on the device.
+    """
+    seed_step(config.seed, state.step)
+    accumulate = config.runtime.accumulate
+    logged: dict[str, Tensor] = {}
+    for part in range(accumulate):
+        batch = next(batches)
+        with _synchronised(state, last=part == accumulate - 1):
+            with autocast(config, device):
+                outputs = state.wrapped(batch)
+            state.scaler.scale(outputs["loss"] / accumulate).backward()
+        for name, value in outputs.items():
+            logged[name] = logged.get(name, 0) + value.detach() / accumulate
+    set_lr(state.optimizer, config.recipe.optimizer.lr * lr_factor(state.step, num_steps, config.recipe.schedule))
+    if config.recipe.clip_norm is not None:
+        state.scaler.unscale_(state.optimizer)
+        logged["grad_norm"] = torch.nn.utils.clip_grad_norm_(state.task.parameters(), config.recipe.clip_norm)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    if state.ema is not None:
+        state.ema.update_parameters(state.task)
+    state.step += 1
+    return logged
+
+
+def _synchronised(state: TrainState, last: bool) -> AbstractContextManager:
+    """Gradients travel between the ranks once a step, with the last micro-batch."""
+    if isinstance(state.wrapped, DistributedDataParallel) and not last:
+        return state.wrapped.no_sync()
+    return nullcontext()

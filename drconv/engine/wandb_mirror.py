@@ -1,0 +1,74 @@
+"""Weights & Biases as a mirror of the record: whatever goes wrong with it, the training goes on."""
+
+import netrc
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from drconv.config import Config
+from drconv.files import replace_file
+
+START_TIMEOUT_S = 30
+
+
+class WandbMirror:
+    """Rank 0 only. The run's id is kept in its folder, so that a resumed run goes on in the same W&B run."""
+
+    def __init__(self, config: Config, folder: Path) -> None:
+        self._run: Any = None
+        if config.logging.wandb != "disabled":
+            self._guard(lambda: self._start(config, folder))
+
+    def log(self, entry: dict[str, Any], split: str) -> None:
+        if self._run is not None:
+            values = {f"{split}/{key}": value for key, value in entry.items() if key != "step"}
+            self._guard(lambda: self._run.log(values, step=entry["step"]))
+
+    def finish(self, summary: dict[str, Any], exit_code: int = 0) -> None:
+        if self._run is not None:
+            self._guard(lambda: self._run.summary.update(summary))
+            self._guard(lambda: self._run.finish(exit_code=exit_code))
+
+    def _start(self, config: Config, folder: Path) -> None:
+        import wandb
+
+        mode = config.logging.wandb
+        if mode == "auto":
+            mode = "online" if _has_key() else "offline"
+        is_below = folder.is_relative_to(config.outputs)
+        self._run = wandb.init(
+            project=config.logging.project,
+            name=str(folder.relative_to(config.outputs)) if is_below else folder.name,
+            id=_run_id(folder / "wandb_id"),
+            resume="allow",
+            mode=mode,  # type: ignore[arg-type]
+            dir=str(folder),
+            config=asdict(config),
+            settings=wandb.Settings(init_timeout=START_TIMEOUT_S, silent=True, console="off"),
+        )
+
+    def _guard(self, call: Callable[[], Any]) -> None:
+        try:
+            call()
+        except Exception as error:
+            self._run = None
+            reason = str(error).strip().split("\n")[0]
+            print(f"warning: W&B is off for this run ({type(error).__name__}: {reason}); metrics.jsonl has all values")
+
+
+def _run_id(path: Path) -> str:
+    if not path.exists():
+        replace_file(path, secrets.token_hex(8))
+    return path.read_text()
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -1,0 +1,88 @@
+"""Errors as a user reads them: one line that says what was found, what is allowed and which key to change."""
+
+import difflib
+import errno
+import re
+import sys
+import traceback
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from omegaconf.errors import OmegaConfBaseException
+
+from drconv.config import Config
+from drconv.errors import StoppedError, UserError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM),
+    *(errno.EROFS, errno.ENOENT, errno.ENAMETOOLONG, errno.ENOTDIR),
+)
+
+
+def exit_with(error: Exception) -> NoReturn:
+    """Prints a user's error as one line and leaves with code 1 (143 after a stop); other errors keep their trace."""
+    line = one_line(error)
+    if line is None:
+        raise error
+    traceback.clear_frames(error.__traceback__)  # ends the loader processes that the run's frames still hold
+    sys.stdout.flush()
+    print(f"error: {line}", file=sys.stderr, flush=True)
+    sys.exit(143 if isinstance(error, StoppedError) else 1)
+
+
+def one_line(error: BaseException) -> str | None:
+    """The message for an error that a user can mend, or None for a defect of the program."""
+    if isinstance(error, UserError) or (isinstance(error, FileNotFoundError) and error.errno is None):
+        return str(error)  # a FileNotFoundError without a number is one of ours, with the expected tree
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _missing_choice(str(error.missing_cfg_file))
+    if isinstance(error, ConfigCompositionException | OmegaConfBaseException):
+        return _wrong_key(error)
+    if isinstance(error, HydraException):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        return f"{error.strerror}: {error.filename or 'while writing'}; check outputs, run and data.root"
+    return None
+
+
+def choices_of(folder: Path) -> list[str]:
+    """All choices of a group, nested ones included."""
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+
+
+def schema_keys(schema: type = Config, prefix: str = "") -> list[str]:
+    """All dotted keys of the schema."""
+    keys = []
+    for item in fields(schema):
+        keys.append(prefix + item.name)
+        if isinstance(item.type, type) and is_dataclass(item.type):
+            keys += schema_keys(item.type, f"{prefix}{item.name}.")
+    return keys
+
+
+def _missing_choice(path: str) -> str:
+    group, _, name = path.removesuffix(".yaml").partition("/")
+    options = choices_of(CONFIGS / group)
+    near = difflib.get_close_matches(name, options, n=3, cutoff=0.4)
+    return f"{group}={name} is not known; near: {', '.join(near) or 'none'}; all: {', '.join(sorted(options))}"
+
+
+def _wrong_key(error: Exception) -> str:
+    chain: list[BaseException] = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    text = "\n".join(str(link) for link in chain)
+    if found := re.search(r"[Yy]ou must specify '(\w+)'", text):
+        return f"{found[1]}= is missing; for example {found[1]}=drconv_shufflenetv2_0.5x"
+    cause = chain[-1]
+    key = getattr(cause, "full_key", None) or ""
+    if found := re.search(r"Could not override '([\w./@]+)'", text):
+        key = found[1]
+    first = " ".join(str(cause).split("\n")[0].split())
+    if "not in struct" in text or "not in 'Config'" in text or "not in '" in first or "No match" in text:
+        near = difflib.get_close_matches(key, schema_keys(), n=3, cutoff=0.6)
+        return f"the key {key or first} is not known; near: {', '.join(near) or 'none'}"
+    return f"{key}: {first}" if key else first

@@ -1,0 +1,1 @@
+"""Metrics: sums over samples, reduced over the ranks once."""

@@ -1,0 +1,115 @@
+"""What is wrong with records and pages, one line each. Imports no torch."""
+
+import difflib
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from drconv.results.collect import check_weights
+from drconv.results.identity import config_hash, select_binding
+from drconv.results.records import Record, RecordError, read_curve, read_record
+from drconv.results.render import render_pages
+from drconv.results.tables import Sources, make_tables, unshown_records
+
+RECORD_LINK = re.compile(r"\]\(([\w./-]*runs/[^)\s]+\.json)\)")
+SHOWN = 100  # characters of a differing line
+
+
+def find_problems(root: Path, sources: Sources) -> list[str]:
+    """All problems of the records in ``results/runs`` and of the pages."""
+    problems = list(sources.problems)
+    for record in sources.records:
+        problems += [f"{record.path}: {problem}" for problem in record_problems(record, root)]
+    problems += _repeated(sources)
+    problems += [
+        f"{record.path}: no table shows {record.id}; add it to results/comparisons.yaml"
+        for record in unshown_records(sources)
+    ]
+    return problems + list(page_problems(root, sources))
+
+
+def record_problems(record: Record, root: Path) -> Iterator[str]:
+    """Contradictions within a record, with its curve, and with its run folder where that is on this machine."""
+    content = record.content
+    if record.path.stem != record.stem:
+        yield f"the name does not fit the content, which makes it {record.stem}.json"
+    if content["config_hash"] != config_hash(select_binding(content["config"])):
+        yield "config_hash is not that of config; one of them was edited"
+    if content["seed"] != content["config"]["seed"]:
+        yield f"seed={content['seed']}, but config.seed={content['config']['seed']}"
+    if content["experiment"] != content["config"]["experiment"]:
+        yield "experiment differs from config.experiment; one of them was edited"
+    if content["metrics"] != content["all_metrics"].get(content["weights"]):
+        yield f"metrics are not all_metrics.{content['weights']}; one of them was edited"
+    if not all(math.isfinite(value) for value in content["metrics"].values()):
+        yield "a metric is not finite"
+    yield from _curve_problems(record)
+    yield from _folder_problems(record, root)
+
+
+def _curve_problems(record: Record) -> Iterator[str]:
+    """The last evaluation of the curve must be the record's."""
+    weights, metrics = record.content["weights"], record.content["metrics"]
+    split = "val" if weights == "last" else f"val_{weights}"
+    evaluations = [entry for entry in read_curve(record.curve) if entry["split"] == split]
+    if not evaluations:
+        yield f"{record.curve.name} beside it has no evaluation of the {weights} weights"
+        return
+    last = evaluations[-1]
+    for name, value in {**metrics, "step": record.content["steps"]}.items():
+        if last.get(name) != value:
+            yield f"{name} is {value} here and {last.get(name)} at the end of {record.curve.name}"
+
+
+def _folder_problems(record: Record, root: Path) -> Iterator[str]:
+    """Only where the folder holds this run, and not another one of the same name."""
+    folder = root / (record.content["config"]["run"] or "-")
+    if not (folder / "result.json").is_file():
+        return
+    try:
+        result = read_record(folder / "result.json")
+        if result.content["config_hash"] != record.content["config_hash"]:
+            return
+        check_weights(record, folder)
+    except RecordError as error:
+        yield str(error)
+        return
+    if result.content["metrics"] != record.content["metrics"]:
+        yield f"metrics differ from those of {folder / 'result.json'}"
+
+
+def _repeated(sources: Sources) -> Iterator[str]:
+    for group in sources.groups:
+        by_seed: dict[int, list[str]] = defaultdict(list)
+        for record in group.records:
+            by_seed[record.seed].append(record.path.name)
+        for seed, names in by_seed.items():
+            if len(names) > 1:
+                yield f"{group.name} seed {seed} has {len(names)} records, {' and '.join(names)}; keep one"
+
+
+def page_problems(root: Path, sources: Sources) -> Iterator[str]:
+    """Pages that differ from what the records give, and links to records that do not exist."""
+    try:
+        pages = render_pages(root, make_tables(sources))
+    except RecordError as error:
+        yield str(error)
+        return
+    for path, expected in pages.items():
+        found = path.read_text() if path.exists() else ""
+        for link in dict.fromkeys(RECORD_LINK.findall(found)):
+            if not (path.parent / link).is_file():
+                yield f"{path.relative_to(root)}: a number has no record, {link} does not exist"
+        if found != expected:
+            yield f"{path.relative_to(root)}: {_first_difference(found, expected)}; python scripts/tables.py mends it"
+
+
+def _first_difference(found: str, expected: str) -> str:
+    compared = difflib.unified_diff(found.splitlines(), expected.splitlines(), lineterm="", n=0)
+    changed = [line for line in list(compared)[2:] if not line.startswith("@@")]
+    if not changed:
+        return "line ends differ from the generated ones"
+    side = "is not what the records give" if changed[0].startswith("-") else "is missing"
+    return f"{len(changed)} lines differ from the records, the first ({changed[0][1:][:SHOWN]!r}) {side}"

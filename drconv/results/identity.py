@@ -1,0 +1,46 @@
+"""What a run computes, as one hash: the keys of its configuration that decide it. Imports no torch."""
+
+import hashlib
+import json
+from typing import Any
+
+# Keys that may differ between a run and its continuation: they change where and how fast it runs, not what it computes.
+# The data are compared by their fingerprint, not by their path.
+FREE_KEYS = ("overwrite", "outputs", "run", "data.root", "logging", "experiment.note")
+FREE_RUNTIME = (
+    "device",
+    "devices",
+    "accumulate",
+    "workers",
+    "threads",
+    "timeout",
+    "kernel",
+    "dry_run",
+    "compile",
+)
+
+
+def select_binding(config: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a configuration (nested dictionaries) that decide what a run computes: dotted, with values."""
+    free = (*FREE_KEYS, *(f"runtime.{key}" for key in FREE_RUNTIME))
+    return {
+        key: value
+        for key, value in flatten(config).items()
+        if not any(key == name or key.startswith(f"{name}.") for name in free)
+    }
+
+
+def config_hash(binding_keys: dict[str, Any]) -> str:
+    """sha256 of the keys that decide what a run computes."""
+    return hashlib.sha256(json.dumps(binding_keys, sort_keys=True).encode()).hexdigest()
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,71 @@
+"""``result.json``: the record of a finished run, from which every table is made."""
+
+import json
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from drconv.config import Config
+from drconv.files import file_hash, replace_file, without_infinities
+from drconv.results import provenance
+from drconv.results.identity import config_hash, select_binding
+
+
+def run_record(
+    config: Config,
+    metrics: dict[str, dict[str, float]],
+    weights: dict[str, Path],
+    details: dict[str, Any],
+    circumstances: dict[str, Any],
+) -> dict[str, Any]:
+    """The record of a training run. ``metrics`` and ``weights`` (files) are by kind: last, and ema where kept.
+
+    The headline is the last checkpoint's (D10); with ``recipe.ema_decay`` it is that of the averaged weights, which
+    are what such a recipe produces.
+    """
+    headline = "ema" if "ema" in metrics else "last"
+    return {
+        "status": "complete",
+        "metrics": metrics[headline],
+        "weights": headline,
+        "all_metrics": metrics,
+        "seed": config.seed,
+        "experiment": asdict(config.experiment),
+        **details,
+        "config": asdict(config),
+        "config_hash": config_hash(select_binding(asdict(config))),
+        "weights_sha256": {kind: file_hash(path) for kind, path in weights.items()},
+        **circumstances,
+    }
+
+
+def evaluation_record(
+    config: Config, weights: Path, metrics: dict[str, float], circumstances: dict[str, Any]
+) -> dict[str, Any]:
+    """What ``eval.py`` writes beside the weights."""
+    return {
+        "metrics": metrics,
+        "weights": weights.name,
+        "weights_sha256": file_hash(weights),
+        "config": asdict(config),
+        **circumstances,
+    }
+
+
+def circumstances(device: torch.device, num_devices: int) -> dict[str, Any]:
+    """Code, versions, hardware, command and date."""
+    return {
+        "code": provenance.code(),
+        "versions": provenance.versions(),
+        "hardware": provenance.hardware(device, num_devices),
+        "command": provenance.command_line(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replaces a file."""
+    replace_file(path, json.dumps(without_infinities(content), indent=2, allow_nan=False) + "\n")

@@ -1,0 +1,96 @@
+"""Runs that differ in nothing but the seed, their mean and spread, and differences paired by seed. Imports no torch."""
+
+import hashlib
+import json
+import statistics
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from drconv.results.experiments import Experiments
+from drconv.results.identity import flatten
+from drconv.results.records import Record
+
+# Keys of recipe and data that say nothing about how two networks were compared: names, and what acts on guides alone.
+INDIFFERENT = (
+    "recipe.name",
+    "recipe.note",
+    "recipe.optimizer.guide_lr",
+    "recipe.optimizer.guide_weight_decay",
+    "data.root",
+)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation of n numbers; the deviation of one number is None."""
+
+    mean: float
+    deviation: float | None
+    count: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """Records of one experiment with one configuration, by seed."""
+
+    id: str
+    changes: tuple[str, ...]  # what differs from the experiment file, as key=value; none for a run as the file says
+    records: list[Record]
+
+    @property
+    def name(self) -> str:
+        return " ".join([self.id, *self.changes])
+
+
+def compute_spread(values: list[float]) -> Spread:
+    """Mean and sample standard deviation (n - 1)."""
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return Spread(statistics.fmean(values), deviation, len(values))
+
+
+def group_records(records: list[Record], experiments: Experiments) -> list[Group]:
+    """Groups by experiment, changes against its file, and data."""
+    found: dict[tuple[str, tuple[str, ...], str], list[Record]] = defaultdict(list)
+    for record in records:
+        changes = tuple(experiments.differences(record.content["config"], record.id))
+        found[record.id, changes, _fingerprint(record)].append(record)
+    num_data_sets = Counter((id, changes) for id, changes, _ in found)
+    groups = []
+    for (id, changes, fingerprint), members in sorted(found.items()):
+        if num_data_sets[id, changes] > 1:
+            changes = (*changes, f"data={hashlib.sha256(fingerprint.encode()).hexdigest()[:8]}")
+        groups.append(Group(id, changes, sorted(members, key=lambda record: record.seed)))
+    return groups
+
+
+def pair_by_seed(group: Group, baseline: Group) -> Spread | None:
+    """Spread of the differences group - baseline over the seeds that both have, or None without any."""
+    reference = {record.seed: record.value for record in baseline.records}
+    differences = [record.value - reference[record.seed] for record in group.records if record.seed in reference]
+    return compute_spread(differences) if differences else None
+
+
+def find_baseline(group: Group, id: str, groups: list[Group]) -> Group | None:
+    """The runs of experiment ``id``, network as its file says, on the same data with the same recipe as ``group``."""
+    wanted = _training(group.records[0])
+    return next((other for other in groups if other.id == id and _is_baseline(other, wanted)), None)
+
+
+def _is_baseline(group: Group, training: dict[str, Any]) -> bool:
+    own_network = all(change.startswith(("recipe.", "data")) for change in group.changes)
+    return own_network and _training(group.records[0]) == training
+
+
+def _training(record: Record) -> dict[str, Any]:
+    config = record.content["config"]
+    kept = {
+        key: value
+        for key, value in flatten({"recipe": config["recipe"], "data": config["data"]}).items()
+        if key not in INDIFFERENT
+    }
+    return kept | {"steps": record.content["steps"], "fingerprint": _fingerprint(record)}
+
+
+def _fingerprint(record: Record) -> str:
+    return json.dumps(record.content["data"], sort_keys=True)

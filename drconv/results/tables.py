@@ -1,0 +1,245 @@
+"""The tables: the paper's beside ours, and the comparisons; every number comes from a record. Imports no torch."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from drconv.results.experiments import Experiments
+from drconv.results.records import Record, read_records
+from drconv.results.summary import Group, Spread, compute_spread, find_baseline, group_records, pair_by_seed
+
+NOT_RUN = "not run"
+EMPTY = "-"
+PAPER_TABLES = {  # of paper.yaml: title, key of the headline, its name
+    "table1": ("Table 1: ImageNet, 224 pixels", "top1", "top-1"),
+    "table2": ("Table 2: MegaFace, 1,000,000 distractors", "rank1", "rank-1"),
+    "table3": ("Table 3: COCO minival", "box", "box AP"),
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as Markdown; a cell with links is a list of records, written when the page is known."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str | list[Record]]]
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """All that tables are made from.
+
+    Attributes:
+        paper: ``results/paper.yaml``, the printed numbers.
+        comparisons: ``results/comparisons.yaml``.
+        experiments: the experiment files.
+        records: all records, by experiment and seed.
+        groups: the same, by configuration.
+        problems: files in ``results/runs`` that are no records.
+    """
+
+    paper: dict[str, Any]
+    comparisons: dict[str, Any]
+    experiments: Experiments
+    records: list[Record]
+    groups: list[Group]
+    problems: list[str]
+
+
+def load_sources(root: Path) -> Sources:
+    """Reads everything below the project's folder."""
+    experiments = Experiments(root / "configs")
+    records, problems = read_records(root / "results" / "runs")
+    known = [record for record in records if record.id in experiments.ids]
+    problems += [
+        f"{record.path} is of {record.id}, which configs/experiment does not have; restore that file or delete the "
+        f"record"
+        for record in records
+        if record.id not in experiments.ids
+    ]
+    paper = yaml.safe_load((root / "results" / "paper.yaml").read_text())
+    comparisons = yaml.safe_load((root / "results" / "comparisons.yaml").read_text())
+    return Sources(paper, comparisons, experiments, known, group_records(known, experiments), problems)
+
+
+def make_tables(sources: Sources) -> dict[str, Table]:
+    """All tables by name: the paper's, the comparisons, and ``summary``, the short form of Table 1."""
+    tables = {name: paper_table(name, sources) for name in PAPER_TABLES if name in sources.paper}
+    tables |= {name: comparison_table(name, sources) for name in sources.comparisons}
+    return tables | {"summary": summary_table(sources)}
+
+
+def unshown_records(sources: Sources) -> list[Record]:
+    """Records that no table has a row for."""
+    in_paper = {f"{table}/{name}" for table in PAPER_TABLES for name in sources.paper.get(table, {})}
+    patterns = [pattern for entry in sources.comparisons.values() for pattern in _patterns(entry)]
+    return [
+        record
+        for record in sources.records
+        if record.id not in in_paper and not any(fnmatchcase(record.id, pattern) for pattern in patterns)
+    ]
+
+
+def paper_table(name: str, sources: Sources) -> Table:
+    """One of the paper's tables, a row for each printed one, runs with changed settings below theirs."""
+    title, key, headline = PAPER_TABLES[name]
+    header = [
+        "row",
+        f"{headline}, paper",
+        f"{headline}, ours",
+        "difference",
+        "multiply-adds, printed",
+        "ours, paper's convention",
+        "ours, true",
+        "parameters",
+        "wall time",
+        "decisions",
+        "records",
+    ]
+    rows: list[list[str | list[Record]]] = []
+    for row, printed in sources.paper[name].items():
+        id = f"{name}/{row}"
+        described = sources.experiments.describe(id)
+        for group in _groups_of(id, sources):
+            rows.append(
+                [
+                    _row_name(row, printed, group),
+                    _printed(printed[key]),
+                    NOT_RUN if group is None else format_spread(_spread(group)),
+                    EMPTY if group is None else _difference(group, printed[key], described.get("tolerance")),
+                    f"{printed['madds']}M" if "madds" in printed else EMPTY,
+                    *_cost_cells(group, "paper_multiply_adds", "multiply_adds"),
+                    *_run_cells(group, described),
+                ]
+            )
+    return Table(title, header, rows)
+
+
+def summary_table(sources: Sources) -> Table:
+    """Table 1 with the columns a reader looks for first."""
+    full = paper_table("table1", sources)
+    columns = [full.header.index(name) for name in ("row", "top-1, paper", "top-1, ours", "records")]
+    columns.insert(3, full.header.index("multiply-adds, printed"))
+    columns.insert(4, full.header.index("ours, true"))
+    header = [full.header[column] for column in columns]
+    return Table(full.title, header, [[row[column] for column in columns] for row in full.rows])
+
+
+def comparison_table(name: str, sources: Sources) -> Table:
+    """An entry of ``comparisons.yaml``, the baseline first."""
+    entry = sources.comparisons[name]
+    baseline = entry.get("baseline")
+    header = [
+        "experiment",
+        "top-1",
+        *([f"difference to `{Path(baseline).name}`, paired"] if baseline else []),
+        "training top-1",
+        "steps",
+        "multiply-adds, true",
+        "parameters",
+        "wall time",
+        "decisions",
+        "records",
+    ]
+    rows: list[list[str | list[Record]]] = []
+    for id in _select_ids(entry, sources.experiments.ids):
+        for group in _groups_of(id, sources):
+            row: list[str | list[Record]] = [f"`{id}`" + (_changes(group) if group else "")]
+            row.append(NOT_RUN if group is None else format_spread(_spread(group)))
+            if baseline:
+                row.append(_paired(group, baseline, sources.groups))
+            row += [_training_accuracy(group), EMPTY if group is None else f"{group.records[0].content['steps']:,}"]
+            row += [*_cost_cells(group, "multiply_adds"), *_run_cells(group, sources.experiments.describe(id))]
+            rows.append(row)
+    return Table(entry["title"], header, rows, entry.get("text", ""))
+
+
+def format_spread(spread: Spread, sign: bool = False, unit: str = "seed") -> str:
+    """Such as ``78.12 ± 0.31 (3 seeds)``; no ± for a single number."""
+    number = f"{spread.mean:+.2f}" if sign else f"{spread.mean:.2f}"
+    deviation = "" if spread.deviation is None else f" ± {spread.deviation:.2f}"
+    return f"{number}{deviation} ({spread.count} {unit}{'' if spread.count == 1 else 's'})"
+
+
+def _select_ids(entry: dict[str, Any], ids: list[str]) -> list[str]:
+    chosen = [id for pattern in _patterns(entry) for id in ids if fnmatchcase(id, pattern)]
+    return list(dict.fromkeys(chosen))
+
+
+def _patterns(entry: dict[str, Any]) -> list[str]:
+    return [*([entry["baseline"]] if "baseline" in entry else []), *entry["rows"]]
+
+
+def _groups_of(id: str, sources: Sources) -> list[Group | None]:
+    """The groups of an experiment; None stands for the experiment as its file says where that was not run."""
+    found = [group for group in sources.groups if group.id == id]
+    as_written = any(not group.changes for group in found)
+    return [*([] if as_written else [None]), *found]
+
+
+def _row_name(row: str, printed: dict[str, Any], group: Group | None) -> str:
+    marks = [text for key, text in (("starred", "hypothesis, D4"), ("quoted", "quoted")) if printed.get(key)]
+    return f"`{row}`" + (f" ({', '.join(marks)})" if marks else "") + (_changes(group) if group else "")
+
+
+def _changes(group: Group) -> str:
+    return f" with `{' '.join(group.changes)}`" if group.changes else ""
+
+
+def _printed(value: float | list[float]) -> str:
+    return str(value[0] if isinstance(value, list) else value)
+
+
+def _spread(group: Group) -> Spread:
+    return compute_spread([record.value for record in group.records])
+
+
+def _difference(group: Group, printed: float | list[float], tolerance: float | None) -> str:
+    """Ours minus the paper's; of runs with changed settings there is none."""
+    if group.changes:
+        return EMPTY
+    difference = _spread(group).mean - (printed[0] if isinstance(printed, list) else printed)
+    if tolerance is None:
+        return f"{difference:+.2f}"
+    return f"{difference:+.2f}, {'within' if abs(difference) <= tolerance else 'outside'} {tolerance:g}"
+
+
+def _paired(group: Group | None, baseline: str, groups: list[Group]) -> str:
+    if group is None or group.id == baseline:
+        return EMPTY
+    reference = find_baseline(group, baseline, groups)
+    spread = pair_by_seed(group, reference) if reference else None
+    return format_spread(spread, sign=True, unit="pair") if spread else EMPTY
+
+
+def _training_accuracy(group: Group | None) -> str:
+    if group is None or any("top1" not in record.content["train"] for record in group.records):
+        return EMPTY
+    return f"{compute_spread([record.content['train']['top1'] for record in group.records]).mean:.2f}"
+
+
+def _cost_cells(group: Group | None, *keys: str) -> list[str]:
+    if group is None:
+        return [EMPTY] * (len(keys) + 1)
+    cost = group.records[0].content["cost"]
+    return [*(f"{cost[key] / 1e6:.1f}M" for key in keys), f"{cost['parameters'] / 1e6:.2f}M"]
+
+
+def _run_cells(group: Group | None, described: dict[str, Any]) -> list[str | list[Record]]:
+    """Wall time, decisions, records."""
+    if group is None:
+        return [EMPTY, ", ".join(described.get("decisions", [])), EMPTY]
+    decisions = group.records[0].content["experiment"]["decisions"]
+    return [_wall_time(group), ", ".join(decisions), group.records]
+
+
+def _wall_time(group: Group) -> str:
+    minutes = compute_spread([record.content["wall_time_s"] / 60 for record in group.records]).mean
+    time = f"{minutes:.0f} min" if minutes < 60 else f"{minutes / 60:.1f} h"
+    hardware = group.records[0].content["hardware"]
+    return f"{time}, {hardware['num_devices']} x {hardware['device']}"

@@ -1,0 +1,98 @@
+"""From a ``model`` configuration to a network: built plain, then convolutions are replaced."""
+
+import difflib
+import importlib
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+
+from drconv.config import ModelConfig
+from drconv.errors import ConfigError
+from drconv.nn import substitute
+
+LOSS_OPTIONS = ("balance_loss", "z_loss")  # options of model.drconv that the task reads, not the layer
+SMALL_IMAGE = 64  # pixels; stem=auto keeps the resolution up to this size
+
+# Module and function that build each network; imported on use, because torchvision and timm take seconds.
+BUILDERS: dict[str, tuple[str, str]] = {
+    "shufflenetv2": ("models.shufflenetv2", "ShuffleNetV2"),
+    "mobilenetv1": ("models.mobilenetv1", "build_mobilenetv1"),
+    "mobilenetv2": ("models.mobilenetv2", "build_mobilenetv2"),
+    "mobilefacenet": ("models.mobilefacenet", "build_mobilefacenet"),
+}
+
+# The classifiers that CondConv's authors replaced too, without which the printed 600M and 329M are not reached.
+CONDCONV_CLASSIFIERS = {"mobilenetv1": "classifier", "mobilenetv2": "classifier.1"}
+
+
+def available() -> list[str]:
+    """The names of the plain networks, choices of ``model.name``."""
+    return sorted(BUILDERS)
+
+
+def create_model(config: ModelConfig, num_classes: int, image_size: int) -> nn.Module:
+    """Builds a network for pictures (B, 3, H, W), giving logits (B, num_classes).
+
+    MobileFaceNet takes faces (B, 3, 112, 96) and gives embeddings (B, 128); both numbers below mean nothing to it.
+
+    Args:
+        config: network, width, stem, and the convolution that replaces those of ``replaceable_layers`` (D3).
+        num_classes: number of classes.
+        image_size: pixels, decides the stem of ``stem=auto``.
+
+    Raises:
+        ConfigError: unknown network, or a width, pattern or option that does not fit it.
+    """
+    small_stem = config.stem == "small" or (config.stem == "auto" and image_size <= SMALL_IMAGE)
+    try:
+        network = _builder(config.name)(config.width, num_classes, small_stem, config.dropout)
+        _replace(network, config, image_size)
+    except ValueError as error:
+        raise ConfigError(f"model={config.name} cannot be built: {error}") from error
+    return network
+
+
+def _builder(name: str) -> Callable[..., nn.Module]:
+    if name not in BUILDERS:
+        near = difflib.get_close_matches(name, BUILDERS, n=2) or available()
+        raise ConfigError(f"model.name={name} is not known; did you mean {' or '.join(near)}?")
+    module, function = BUILDERS[name]
+    return getattr(importlib.import_module(module), function)
+
+
+def _replace(network: nn.Module, config: ModelConfig, image_size: int) -> None:
+    if config.conv == "standard":
+        return
+    options: dict[str, dict[str, Any]] = {"drconv": asdict(config.drconv), "condconv": asdict(config.condconv)}
+    chosen = {name: value for name, value in options.get(config.conv, {}).items() if name not in LOSS_OPTIONS}
+    layers = config.layers or _published_layers(network, config)
+    substitute(network, config.conv, layers, input_size=getattr(network, "input_size", image_size), **chosen)
+
+
+def _published_layers(network: nn.Module, config: ModelConfig) -> list[str]:
+    """The layers the paper replaces (D3), and what the authors of a rival replaced besides."""
+    layers: list[str] = list(network.replaceable_layers)  # type: ignore[arg-type]
+    if config.conv == "condconv" and config.name in CONDCONV_CLASSIFIERS:
+        layers.append(_make_convolution(network, CONDCONV_CLASSIFIERS[config.name]))
+    if config.conv == "deformable":
+        layers += [name for name, module in network.named_modules() if _is_depthwise(module)]
+    return layers
+
+
+def _is_depthwise(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
+
+
+def _make_convolution(network: nn.Module, name: str) -> str:
+    """Turns a linear layer into the 1x1 convolution it equals, on a map of one pixel; returns the latter's name."""
+    linear = network.get_submodule(name)
+    assert isinstance(linear, nn.Linear)
+    conv = nn.Conv2d(linear.in_features, linear.out_features, 1)
+    conv.weight.data = linear.weight.data[:, :, None, None]
+    conv.bias = linear.bias
+    parent, _, child = name.rpartition(".")
+    layers = nn.Sequential(nn.Unflatten(1, (linear.in_features, 1, 1)), conv, nn.Flatten())
+    setattr(network.get_submodule(parent), child, layers)
+    return f"{name}.1"

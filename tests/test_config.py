@@ -1,0 +1,118 @@
+"""Composition, rules and one-line errors."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from drconv.cli import expand_glob
+from drconv.config import Config
+from drconv.config_check import CHOICES, steps_of_run, validate, value_of
+from drconv.errors import ConfigError
+from drconv.messages import CONFIGS, schema_keys
+
+
+def test_model_alone_is_enough(make_config: Callable[..., Config]) -> None:
+    config = make_config(base=["model=drconv_shufflenetv2_0.5x"])
+    assert (config.model.conv, config.data.name, config.recipe.name) == ("drconv", "digits", "digits")
+
+
+def test_recipe_brings_its_data_and_the_command_line_wins(make_config: Callable[..., Config], tmp_path: Path) -> None:
+    base = ["model=shufflenetv2_1x", "recipe=imagenet", f"data.root={tmp_path}"]
+    config = make_config(base=base)
+    assert config.data.name == "imagenet"
+    assert (config.recipe.steps, config.recipe.batch_size, config.recipe.optimizer.lr) == (300_000, 1024, 0.5)
+    assert config.data.channel_order == "bgr"
+    config = make_config("recipe.optimizer.lr=0.25", "data=imagefolder", base=base)
+    assert config.recipe.optimizer.lr == 0.25
+    assert config.data.name == "imagefolder"
+
+
+def test_the_paper_s_length_is_240_epochs(make_config: Callable[..., Config], tmp_path: Path) -> None:
+    config = make_config(base=["model=shufflenetv2_1x", "recipe=imagenet", f"data.root={tmp_path}"])
+    by_steps = steps_of_run(config, 1_281_167)
+    config.recipe.steps, config.recipe.epochs = None, 240.0
+    assert steps_of_run(config, 1_281_167) == pytest.approx(by_steps, rel=1e-3)
+
+
+def test_all_problems_are_reported_together(make_config: Callable[..., Config]) -> None:
+    config = make_config()
+    config.recipe.batch_size = 30
+    config.runtime.devices = 4
+    config.runtime.precision = "fp17"
+    config.data.eval_resize = 8
+    config.model.conv = "standard"
+    config.model.drconv.regions = 4
+    with pytest.raises(ConfigError) as caught:
+        validate(config)
+    message = str(caught.value)
+    for part in (
+        "recipe.batch_size=30",
+        "runtime.precision=fp17",
+        "data.eval_resize=8",
+        "model.drconv.regions=4 has no effect",
+    ):
+        assert part in message
+
+
+@pytest.mark.parametrize("key", CHOICES)
+def test_every_choice_is_checked(make_config: Callable[..., Config], key: str) -> None:
+    config = make_config()
+    owner = value_of(config, key.rpartition(".")[0])
+    setattr(owner, key.rpartition(".")[2], "nonsense")
+    with pytest.raises(ConfigError, match=rf"{key}=nonsense is not known; choose "):
+        validate(config)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("recipe.epochs=3", "either recipe.steps or recipe.epochs"),
+        ("recipe.schedule.warmup_steps=6", "must be below recipe.steps=6"),
+        ("recipe.schedule.name=multistep", "needs recipe.schedule.milestones"),
+        ("recipe.schedule.milestones=[3]", "has no effect under recipe.schedule.name"),
+        ("runtime.precision=fp16", "needs runtime.device=cuda"),
+        ("data=imagefolder", "needs data.root"),
+        ("data.root=/nowhere/at/all", "is not a folder; expected /nowhere/at/all/train/<class>/<picture>"),
+        ("recipe.batch_size=0", "recipe.batch_size=0 must be at least 1"),
+        ("recipe.optimizer.lr=-1", "recipe.optimizer.lr=-1.0 must be at least 0"),
+        ("recipe.ema_decay=1.5", "must lie between 0 and 1"),
+        ("weights=/nowhere.safetensors", "is not a file"),
+    ],
+)
+def test_rules(make_config: Callable[..., Config], override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message.replace("[", r"\[").replace("(", r"\(")):
+        make_config(override)
+
+
+def test_glob_lists_a_whole_table() -> None:
+    table = expand_glob("experiment=glob(table1/*)", CONFIGS)
+    assert table.count(",") + 1 == len(list((CONFIGS / "experiment" / "table1").glob("*.yaml"))) == 17
+    assert "table1/drconv_shufflenetv2_0.5x" in table
+    assert expand_glob("seed=0,1", CONFIGS) == "seed=0,1"
+
+
+def test_schema_keys_reach_the_leaves() -> None:
+    assert {"recipe.optimizer.lr", "model.drconv.regions", "data.augment.crop_scale", "seed"} <= set(schema_keys())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["model=drconv_shufflenetv2_05x"], "near: drconv_shufflenetv2_0.5x"),
+        (["model=shufflenetv2_1x", "recipe.optimiser.lr=1"], "near: recipe.optimizer.lr"),
+        (["model=shufflenetv2_1x", "recipe.steps=abc"], "recipe.steps"),
+        (["model=shufflenetv2_1x", "seeds=1"], "near: seed"),
+        (["recipe=digits"], "model= is missing"),
+        (["experiment=table1/shufflenetv2_05x"], "near: table1/shufflenetv2_0.5x"),
+        (["model=shufflenetv2_1x", "+logging.a=1"], "keys cannot be added"),
+        (["-m", "experiment=glob(nothing/*)"], "matches nothing"),
+        (["model=shufflenetv2_1x", "run=/proc/x"], "check outputs, run and data.root"),
+    ],
+)
+def test_a_mistake_costs_one_line(command: Callable, arguments: list[str], expected: str) -> None:
+    outcome = command("train.py", *arguments)
+    assert outcome.returncode == 1
+    assert expected in outcome.stderr
+    assert outcome.stderr.startswith("error: ")
+    assert len(outcome.stderr.strip().splitlines()) == 1

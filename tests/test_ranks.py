@@ -1,0 +1,70 @@
+"""Several ranks on a CPU. Each test starts processes that import torch, so there are few."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SHORT = [
+    "model=drconv_shufflenetv2_0.25x",
+    "recipe.epochs=null",
+    "recipe.steps=4",
+    "recipe.batch_size=16",
+    "recipe.schedule.warmup_steps=0",
+    "data.fraction=0.1",
+    "logging.every=2",
+    "logging.wandb=disabled",
+    "runtime.workers=0",
+    "runtime.device=cpu",
+    "runtime.threads=1",
+]
+
+
+def result_of(folder: Path) -> dict:
+    return json.loads((folder / "result.json").read_text())
+
+
+def test_multirun_over_two_ranks_survives_a_failing_job(command: Callable, tmp_path: Path) -> None:
+    """Three jobs of two ranks: the second cannot run (batch of 15 on two ranks), the others are right."""
+    outcome = command(
+        "train.py", "-m", *SHORT, "recipe.batch_size=16,15,8", "runtime.devices=2", "outputs=here", timeout=300
+    )
+    assert outcome.returncode == 1
+    assert "recipe.batch_size=15" in outcome.stderr
+    assert "divisible by devices=2" in outcome.stderr
+    folders = sorted(path.parent for path in tmp_path.glob("here/**/result.json"))
+    assert len(folders) == 2
+    for folder in folders:
+        result = result_of(folder)
+        assert result["metrics"]["samples"] == 360  # each validation picture once, over both ranks
+        assert result["hardware"]["num_devices"] == 2
+        assert f"batch_size={result['config']['recipe']['batch_size']}" in folder.name
+
+
+def test_torchrun_and_the_same_command_afterwards(command: Callable, tmp_path: Path) -> None:
+    import subprocess
+
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    arguments = [str(ROOT / "train.py"), *SHORT, "run=ranks"]
+    outcome = subprocess.run([*torchrun, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert outcome.returncode == 0, outcome.stderr[-2000:]
+    assert result_of(tmp_path / "ranks")["metrics"]["samples"] == 360
+    again = command("train.py", *SHORT, "run=ranks")
+    assert again.returncode == 0
+    assert "holds this run, finished" in again.stdout
+
+
+def test_multirun_under_torchrun_is_refused(command: Callable) -> None:
+    outcome = command("train.py", "-m", *SHORT, "seed=0,1", RANK="0", WORLD_SIZE="2")
+    assert outcome.returncode == 1
+    assert "every rank its own sweep" in outcome.stderr
+
+
+@pytest.mark.parametrize("script", ["train.py", "eval.py"])
+def test_batch_and_devices_must_fit(command: Callable, script: str) -> None:
+    outcome = command(script, *SHORT, "runtime.devices=3")
+    assert outcome.returncode == 1
+    assert "use 15 or change runtime.devices" in outcome.stderr
