@@ -1,0 +1,34 @@
+"""The examples run, with torch as the only package beside drconv, and the page shows the same code."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+# Packages of pyproject.toml that the operator library must do without.
+BLOCKED = ["torchvision", "timm", "hydra", "omegaconf", "wandb", "pycocotools", "safetensors", "PIL"]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_example_runs_with_torch_alone(example: Path) -> None:
+    program = (
+        "import runpy, sys\n"
+        f"sys.modules.update(dict.fromkeys({BLOCKED!r}))\n"  # None makes an import of the name fail
+        f"runpy.run_path({str(example)!r}, run_name='__main__')\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "DRCONV_KERNEL": "torch"}
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip()
+
+
+def test_page_shows_the_example() -> None:
+    page = (ROOT / "docs/operator.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    source = (ROOT / "examples/drconv_layer.py").read_text()
+    assert source.split('"""\n\n', 1)[1] in blocks

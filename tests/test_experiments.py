@@ -1,0 +1,153 @@
+"""Every file of configs/model and configs/experiment: composes, claims what the paper prints, and trains."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+
+import train
+from drconv import count_cost
+from drconv.cli import typed
+from drconv.config import Config, ModelConfig
+from models import create_model
+from models.timm_registry import VARIANTS, WIDTHS
+from scripts.cost import load_model_config
+
+ROOT = Path(__file__).parents[1]
+MODELS = sorted(path.stem for path in (ROOT / "configs/model").glob("*.yaml"))
+FOLDER = ROOT / "configs/experiment"
+EXPERIMENTS = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))
+PAPER = yaml.safe_load((ROOT / "results/paper.yaml").read_text())
+DECISIONS = {f"D{i}" for i in range(1, 12)}
+
+# Generated pictures at a reduced resolution, with the stem of the real one, in place of an experiment's data.
+REDUCED = [
+    "model=shufflenetv2_0.5x",
+    "run=unset",
+    "data=generated",
+    "data.num_generated=4",
+    "data.num_classes=10",
+    "data.image_size=64",
+    "data.eval_resize=64",
+    "recipe.steps=2",
+    "recipe.epochs=null",
+    "recipe.schedule.warmup_steps=0",
+    "recipe.batch_size=4",
+    "recipe.optimizer.lr=0.001",
+    "logging.wandb=disabled",
+    "runtime.workers=0",
+    "runtime.device=cpu",
+    "runtime.kernel=torch",
+]
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Config]:
+    """All experiments as they stand, each composed once."""
+    folder = tmp_path_factory.mktemp("experiments")
+    fixed = [f"data.root={folder}", f"outputs={folder}", f"run={folder}/run"]
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        return {name: typed(compose("train", [f"experiment={name}", *fixed])) for name in EXPERIMENTS}
+
+
+def test_every_file_says_how_to_run_it() -> None:
+    for name in EXPERIMENTS:
+        lines = (FOLDER / f"{name}.yaml").read_text().splitlines()
+        assert lines[0] == "# @package _global_"
+        assert lines[1].startswith(f"# python train.py experiment={name} data.root=")
+    for name in MODELS:
+        first = (ROOT / f"configs/model/{name}.yaml").read_text().splitlines()[0]
+        assert first in (f"# python train.py model={name}", f"# python scripts/cost.py {name}")
+
+
+def test_experiments_claim_what_the_paper_prints(configs: dict[str, Config]) -> None:
+    for name, config in configs.items():
+        claim = config.experiment
+        assert claim.id == name
+        assert claim.metric == "top1"
+        assert set(claim.decisions) <= DECISIONS
+        assert "D10" in claim.decisions
+        table, _, row = name.partition("/")
+        printed = PAPER["table1"].get(row, {}) if table in ("table1", "fig4") else {}
+        assert claim.paper == printed.get("top1")
+        assert (claim.tolerance is None) == (claim.paper is None)
+        assert ("not controlled" in (claim.note or "")) == printed.get("quoted", False)
+        assert ("hypothesis" in (claim.note or "")) == printed.get("starred", False)
+        assert ("D4" in claim.decisions) == (config.model.drconv.groups == 2) == printed.get("starred", False)
+
+
+def test_every_row_of_the_paper_has_its_experiment() -> None:
+    assert {name.removeprefix("table1/") for name in EXPERIMENTS if name.startswith("table1/")} == set(PAPER["table1"])
+    assert sum(name.startswith("fig4/") for name in EXPERIMENTS) == 16
+    assert set(PAPER["table1"]) | set(PAPER["table2"]) <= set(MODELS)
+
+
+def test_imagenet_rows_share_one_recipe(configs: dict[str, Config]) -> None:
+    rows = [config for name, config in configs.items() if not name.startswith("small/")]
+    assert all(config.recipe == rows[0].recipe and config.data == rows[0].data for config in rows)
+
+
+def test_small_experiments_differ_in_the_model_alone(configs: dict[str, Config]) -> None:
+    for folder in ("small/imagenette", "small/cifar10", "small/inside"):
+        rows = [config for name, config in configs.items() if name.startswith(folder)]
+        assert all(config.recipe == rows[0].recipe and config.data == rows[0].data for config in rows)
+        networks = [str(config.model) for config in rows]
+        assert len(networks) == len(set(networks))
+
+
+def test_model_files_say_what_timm_names_say() -> None:
+    for network, widths in WIDTHS.items():
+        for width in widths:
+            spelled = f"{width:g}" if network == "shufflenetv2" else f"{width}"
+            for prefix, (conv, options) in VARIANTS.items():
+                expected = ModelConfig(network, width, conv=conv)
+                for key, value in options.items():
+                    setattr(expected.drconv, key, value)
+                assert load_model_config(f"{prefix}{network}_{spelled}x") == expected
+
+
+def test_widened_networks_match_drconv(configs: dict[str, Config]) -> None:
+    """The baselines of small/: as many true multiply-adds, or parameters, as the DRConv network they stand beside."""
+    for name, config in configs.items():
+        plain, same, what = name.partition("_same_")
+        if not same:
+            continue
+        rival = configs[plain.replace("shufflenetv2", "drconv_shufflenetv2")]
+        size = config.data.image_size
+        ours, theirs = (count_cost(create_model(c.model, 10, size), size) for c in (config, rival))
+        if what == "madds":
+            assert ours.multiply_adds == pytest.approx(theirs.multiply_adds, rel=0.01)
+        else:
+            assert ours.parameters == pytest.approx(theirs.parameters, rel=0.01)
+
+
+@pytest.fixture(scope="module")
+def reduced() -> Config:
+    """Generated pictures and two steps."""
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        return typed(compose("train", REDUCED))
+
+
+@pytest.fixture(scope="module")
+def trained() -> set[str]:
+    """Networks that have trained, so that rows of several tables are not trained twice."""
+    return set()
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_trains_and_evaluates(
+    name: str, configs: dict[str, Config], reduced: Config, trained: set[str], tmp_path: Path
+) -> None:
+    model = replace(configs[name].model, stem="imagenet")
+    if str(model) in trained:
+        return
+    run = tmp_path / "run"
+    train.worker(replace(reduced, model=model, experiment=configs[name].experiment, run=str(run)))
+    result = json.loads((run / "result.json").read_text())
+    assert result["steps"] == 2
+    trained.add(str(model))
+    shutil.rmtree(run)  # hundreds of megabytes for some

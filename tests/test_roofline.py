@@ -1,0 +1,29 @@
+"""scripts/roofline.py: the floor of a layer by hand, and the page that prints it."""
+
+import pytest
+
+from scripts.generated import read_block
+from scripts.roofline import BACKWARD, DEVICES, FORWARD, Layer, floor, page
+
+
+def test_floor_of_a_layer_by_hand() -> None:
+    """Two images of 10 positions, 4 -> 6 channels, 3 regions, bf16: all of it is bound by memory."""
+    layer, device = Layer(channels=4, out_channels=6, regions=3, positions=10), DEVICES[0]
+    pixels, filters = 20, 3 * 4 * 6
+    logits, order, mask = 4 * 3 * pixels, 4 * pixels, pixels
+    product = 2 * (4 * pixels + 6 * pixels + filters) + order
+    sort = logits + mask + mask + order  # the mask is written, then read
+    guide = 2 * (4 * pixels + 6 * pixels + filters) + 2 * logits
+    assert floor(layer, 2, "bf16", device, FORWARD) == pytest.approx((sort + product) / 1.555e12)
+    assert floor(layer, 2, "bf16", device, BACKWARD) == pytest.approx((2 * product + guide) / 1.555e12)
+
+
+def test_wide_layers_are_bound_by_arithmetic() -> None:
+    layer, device = Layer(channels=4096, out_channels=4096, regions=8, positions=49), DEVICES[1]
+    product = 2 * 128 * 49 * 4096 * 4096
+    assert floor(layer, 128, "bf16", device, ("of logits",)) == pytest.approx(8 * product / 989.4e12)
+    assert floor(layer, 128, "fp32", device, ("of x",)) == pytest.approx(3 * product / 494.7e12)
+
+
+def test_page_prints_these_numbers() -> None:
+    assert page() == read_block("floor")

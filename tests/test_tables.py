@@ -1,0 +1,283 @@
+"""Tables come from records: statistics against numbers worked out by hand, and every way of cheating is caught."""
+
+import copy
+import functools
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from torch import nn
+
+import drconv.cli  # noqa: F401, registers the schema
+from drconv.config import Config
+from drconv.engine.checkpoint import save_weights
+from drconv.engine.run_folder import RunFolder
+from drconv.results.check import find_problems
+from drconv.results.collect import collect, find_results
+from drconv.results.identity import config_hash, select_binding
+from drconv.results.record import circumstances, run_record, write_json
+from drconv.results.records import RecordError
+from drconv.results.render import render_pages
+from drconv.results.tables import load_sources, make_tables
+
+ROOT = Path(__file__).parents[1]
+PLAIN = "small/imagenette/shufflenetv2_0.5x"
+DRCONV = "small/imagenette/drconv_shufflenetv2_0.5x"
+EVIDENCE = "# Words of a person\n\n<!-- tables:begin imagenette_0.5x -->\n<!-- tables:end -->\n\nMore words.\n"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A project with this one's experiments and printed numbers, and no record."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "docs").mkdir()
+    for name in ("paper.yaml", "comparisons.yaml"):
+        shutil.copy(ROOT / "results" / name, tmp_path / "results" / name)
+    (tmp_path / "README.md").write_text("# Title\n\n<!-- tables:begin -->\n<!-- tables:end -->\n")
+    (tmp_path / "docs" / "evidence.md").write_text(EVIDENCE)
+    write_pages(tmp_path)
+    return tmp_path
+
+
+def write_pages(root: Path) -> None:
+    for path, text in render_pages(root, make_tables(load_sources(root))).items():
+        path.write_text(text)
+
+
+def problems_of(root: Path) -> list[str]:
+    return find_problems(root, load_sources(root))
+
+
+@functools.cache
+def compose_config(id: str, overrides: tuple[str, ...]) -> Config:
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        raw = compose("train", overrides=[f"experiment={id}", "data.root=/somewhere/set", *overrides])
+    config = OmegaConf.to_object(raw)
+    assert isinstance(config, Config)
+    return config
+
+
+def make_run(root: Path, id: str, seed: int, top1: float, *overrides: str) -> Path:
+    """A run folder as training leaves it; the record is written by the engine's own function."""
+    config = copy.deepcopy(compose_config(id, overrides))
+    config.seed = seed
+    config.run = "/".join(["outputs", id, ",".join([*overrides, f"seed{seed}"])])
+    folder = RunFolder(root / config.run)
+    folder.path.mkdir(parents=True)
+    save_weights(folder.weights("last"), nn.Linear(2, 2), {})
+    steps = 2960
+    metrics = {"top1": top1, "top5": 99.0, "loss": 1.25, "samples": 3925}
+    train = {"loss": 1.1, "top1": top1 + 3, "lr": 0.0}
+    entries = [{"step": steps, "split": "train", **train}, {"step": steps, "split": "val", **metrics}]
+    folder.metrics.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
+    details: dict[str, Any] = {
+        "steps": steps,
+        "wall_time_s": 5400.0,
+        "train": train,
+        "data": {"train": {"files": 9469, "hash": "aa"}, "val": {"files": 3925, "hash": "bb"}},
+        "cost": {"parameters": 352_000, "multiply_adds": 13_200_000, "paper_multiply_adds": 13_500_000},
+    }
+    conditions = circumstances(torch.device("cpu"), 1)
+    weights = {"last": folder.weights("last")}
+    write_json(folder.result, run_record(config, {"last": metrics}, weights, details, conditions))
+    return folder.path
+
+
+def record_all(root: Path) -> list[Path]:
+    runs = root / "results" / "runs"
+    for result in find_results([root / "outputs"]):
+        collect(result, runs)
+    write_pages(root)
+    return sorted(runs.glob("*.json"))
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def row_of(page: Path, name: str) -> list[str]:
+    """Cells of the first table row that begins with the name."""
+    lines = [line for line in page.read_text().splitlines() if line.startswith(f"| `{name}")]
+    return [cell.strip() for cell in lines[0].strip("|").split(" | ")]
+
+
+def test_nothing_run_gives_not_run_everywhere(root: Path) -> None:
+    assert problems_of(root) == []
+    for name in ("table1", "imagenette_0.5x", "inside"):
+        rows = make_tables(load_sources(root))[name].rows
+        assert rows
+        assert all("not run" in row for row in rows)
+    assert row_of(root / "README.md", "drconv_shufflenetv2_0.5x")[1:3] == ["67.1", "not run"]
+
+
+def test_comparison_by_hand(root: Path) -> None:
+    for seed, plain, ours in ((0, 77.0, 80.0), (1, 78.0, 79.0), (2, 79.0, 84.0)):
+        make_run(root, PLAIN, seed, plain)
+        make_run(root, DRCONV, seed, ours)
+    make_run(root, DRCONV, 7, 90.0)  # no plain run of this seed: in the mean, not in the pairs
+    assert len(record_all(root)) == 7
+    assert problems_of(root) == []
+    page = root / "docs" / "evidence.md"
+    plain, ours = row_of(page, PLAIN), row_of(page, DRCONV)
+    assert plain[1:4] == ["78.00 ± 1.00 (3 seeds)", "-", "81.00"]
+    assert ours[1] == "83.25 ± 4.99 (4 seeds)"  # squares 10.5625 + 18.0625 + 0.5625 + 45.5625 = 74.75, over 3
+    assert ours[2] == "+3.00 ± 2.00 (3 pairs)"  # 3, 1, 5
+    assert ours[4:8] == ["2,960", "13.2M", "0.35M", ours[7]]
+    assert ours[7].startswith("1.5 h, 1 x ")
+    assert page.read_text().startswith("# Words of a person\n")
+    assert page.read_text().endswith("\n\nMore words.\n")
+    assert f"../results/runs/{DRCONV.replace('/', '__')}-seed7-" in ours[9]
+
+
+def test_changed_settings_are_a_row_of_their_own(root: Path) -> None:
+    make_run(root, PLAIN, 0, 77.0)
+    make_run(root, DRCONV, 0, 80.0, "recipe.epochs=2")
+    make_run(root, "table1/drconv_shufflenetv2_0.5x", 0, 67.0, "recipe.steps=2960", "data.image_size=128")
+    record_all(root)
+    assert problems_of(root) == []
+    text = (root / "docs" / "evidence.md").read_text()
+    assert f"| `{DRCONV}` | not run |" in text
+    assert f"| `{DRCONV}` with `recipe.epochs=2.0` | 80.00 (1 seed) | - |" in text  # the plain run was longer
+    table1 = (root / "results" / "README.md").read_text()
+    assert "| `drconv_shufflenetv2_0.5x` | 67.1 | not run |" in table1
+    assert "with `data.image_size=128 recipe.steps=2960` | 67.1 | 67.00 (1 seed) | - |" in table1
+
+
+def test_baseline_has_its_own_network_and_the_same_recipe(root: Path) -> None:
+    make_run(root, DRCONV, 0, 80.0)
+    make_run(root, DRCONV, 0, 60.0, "model.drconv.regions=2")
+    make_run(root, DRCONV, 0, 70.0, "recipe.epochs=2")
+    make_run(root, "small/inside/guide_own", 0, 71.5, "recipe.epochs=2")
+    make_run(root, "small/inside/guide_own", 0, 78.5, "recipe.optimizer.guide_lr=0.1")
+    record_all(root)
+    text = (root / "results" / "README.md").read_text()
+    assert "`small/inside/guide_own` with `recipe.epochs=2.0` | 71.50 (1 seed) | +1.50 (1 pair)" in text
+    assert "`small/inside/guide_own` with `recipe.optimizer.guide_lr=0.1` | 78.50 (1 seed) | -1.50 (1 pair)" in text
+
+
+def test_table_1_names_difference_and_tolerance(root: Path) -> None:
+    make_run(root, "table1/drconv_shufflenetv2_0.5x", 0, 66.5)
+    make_run(root, "table1/drconv_shufflenetv2_0.5x", 1, 66.3)
+    record_all(root)
+    cells = row_of(root / "results" / "README.md", "drconv_shufflenetv2_0.5x")
+    assert cells[1:8] == ["67.1", "66.40 ± 0.14 (2 seeds)", "-0.70, outside 0.5", "46M", "13.5M", "13.2M", "0.35M"]
+
+
+def test_hand_edited_table_is_caught(root: Path) -> None:
+    make_run(root, PLAIN, 0, 77.0)
+    record_all(root)
+    page = root / "docs" / "evidence.md"
+    page.write_text(page.read_text().replace("77.00 (1 seed)", "78.00 (1 seed)"))
+    (problem,) = problems_of(root)
+    assert problem.startswith("docs/evidence.md: 2 lines differ")
+
+
+def test_missing_record_is_caught(root: Path) -> None:
+    make_run(root, PLAIN, 0, 77.0)
+    record_all(root)[0].unlink()
+    assert any("docs/evidence.md: a number has no record" in problem for problem in problems_of(root))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda content: content["metrics"].update(top1=79.0), "top1 is 79.0 here and 77.0"),
+        (lambda content: content.update(seed=3), "seed=3, but config.seed=0"),
+        (lambda content: content["config"]["recipe"]["optimizer"].update(lr=0.5), "config_hash is not that of config"),
+        (lambda content: content["experiment"].update(id=DRCONV), "experiment differs from config.experiment"),
+        (lambda content: content.update(status="smoke"), "only complete runs are recorded"),
+        (lambda content: content.update(steps=10), "step is 10 here"),
+        (lambda content: content.pop("cost"), "lacks cost"),
+    ],
+)
+def test_tampered_record_is_caught(root: Path, change: Callable[[dict[str, Any]], Any], expected: str) -> None:
+    make_run(root, PLAIN, 0, 77.0)
+    (path,) = record_all(root)
+    edit(path, change)
+    assert any(expected in problem for problem in problems_of(root))
+
+
+def test_other_weights_are_caught_where_they_lie(root: Path) -> None:
+    folder = make_run(root, PLAIN, 0, 77.0)
+    record_all(root)
+    (folder / "model.safetensors").write_bytes(b"other")
+    assert any("does not match" in problem and "sha256" in problem for problem in problems_of(root))
+    shutil.rmtree(folder)
+    assert problems_of(root) == []
+
+
+def test_record_is_never_replaced(root: Path) -> None:
+    folder = make_run(root, PLAIN, 0, 77.0)
+    (path,) = record_all(root)
+    before = path.read_bytes()
+    assert collect(folder / "result.json", path.parent) is None
+    shutil.rmtree(folder)
+    make_run(root, PLAIN, 0, 78.0)
+    with pytest.raises(RecordError, match="another outcome of this run"):
+        record_all(root)
+    assert path.read_bytes() == before
+
+
+def test_two_records_of_one_seed_are_caught(root: Path) -> None:
+    make_run(root, PLAIN, 0, 77.0)
+    (path,) = record_all(root)
+    content = json.loads(path.read_text())
+    content["experiment"]["tolerance"] = content["config"]["experiment"]["tolerance"] = 9.0
+    content["config_hash"] = config_hash(select_binding(content["config"]))
+    other = path.with_name(f"{path.stem[:-8]}{content['config_hash'][:8]}.json")
+    other.write_text(json.dumps(content))
+    shutil.copy(path.with_suffix(".jsonl"), other.with_suffix(".jsonl"))
+    write_pages(root)
+    (problem,) = problems_of(root)
+    assert "seed 0 has 2 records" in problem
+
+
+def test_unfinished_and_foreign_runs_are_refused(root: Path) -> None:
+    folder = make_run(root, PLAIN, 0, 77.0)
+    result = folder / "result.json"
+    edit(result, lambda content: content["experiment"].update(id=None))
+    with pytest.raises(RecordError, match="belongs to no experiment"):
+        collect(result, root / "results" / "runs")
+    result.write_text("{")
+    with pytest.raises(RecordError, match="is not JSON"):
+        collect(result, root / "results" / "runs")
+    folder.rename(folder.with_name("seed0.old1"))
+    assert find_results([root / "outputs"]) == []
+
+
+def test_record_names_no_path_of_the_machine(root: Path) -> None:
+    make_run(root, PLAIN, 0, 77.0)
+    (path,) = record_all(root)
+    assert "/somewhere" not in path.read_text()
+    assert json.loads(path.read_text())["config"]["data"]["root"] == "set"
+
+
+def test_every_experiment_is_in_a_table() -> None:
+    sources = load_sources(ROOT)
+    text = "\n".join(str(row[0]) for table in make_tables(sources).values() for row in table.rows)
+    missing = [id for id in sources.experiments.ids if f"`{id}`" not in text and f"`{id.split('/')[-1]}`" not in text]
+    assert missing == []
+
+
+def test_command_checks_without_torch(root: Path) -> None:
+    script = ROOT / "scripts" / "tables.py"
+    run = subprocess.run(
+        [sys.executable, "-X", "importtime", script, "check", "--root", root], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr[-500:]
+    assert "torch" not in run.stderr
+    (root / "results" / "README.md").write_text("")
+    broken = subprocess.run([sys.executable, script, "check", "--root", root], capture_output=True, text=True)
+    assert broken.returncode == 1
+    assert len(broken.stderr.splitlines()) == 1
