@@ -33,11 +33,11 @@ struct GuideBackward {
                    T* grad_x, T* dots, const T* coefficient, int64_t width) {
     Vec<T> sums[R][V];
     multiply<T, R, V>(AdjacentRows<T>{filter + channel}, inputs, grad, width, outputs, sums);
-    c10::ForcedUnroll<V>{}([&](auto v) {
+    c10::ForcedUnroll<V>{}([&](auto v) DRCONV_INLINE {
       const int64_t lane = v * kLanes<T>;
       Vec<T> dot = Vec<T>::loadu(dots + lane);
       const Vec<T> factor = Vec<T>::loadu(coefficient + lane);
-      c10::ForcedUnroll<R>{}([&](auto r) {
+      c10::ForcedUnroll<R>{}([&](auto r) DRCONV_INLINE {
         const int64_t place = (channel + r) * width + lane;
         dot = at::vec::fmadd(sums[r][v], Vec<T>::loadu(x + place), dot);
         at::vec::fmadd(sums[r][v], factor, Vec<T>::loadu(grad_x + place)).store(grad_x + place);
@@ -150,7 +150,7 @@ struct FilterBackward {
                    int64_t inputs, int64_t left) {
     Vec<T> sums[R][V];
     multiply<T, R, V>(AdjacentRows<T>{grad_rows}, grad_width, x_rows, x_width, count, sums);
-    c10::ForcedUnroll<R * V>{}([&](auto i) {
+    c10::ForcedUnroll<R * V>{}([&](auto i) DRCONV_INLINE {
       constexpr int r = i / V, v = i % V;
       const int64_t lanes = std::min(kLanes<T>, left - v * kLanes<T>);
       if (lanes > 0) {

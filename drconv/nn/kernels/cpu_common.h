@@ -14,6 +14,10 @@
 #include <type_traits>
 #include <vector>
 
+// For the lambdas of the inner loops: where one is not inlined, the accumulators it captures live in memory and the
+// product runs at half its speed.
+#define DRCONV_INLINE __attribute__((always_inline))
+
 namespace drconv {
 
 template <typename T>
@@ -220,13 +224,13 @@ struct AdjacentRows {
 template <typename T, int R, int V, typename Rows>
 C10_ALWAYS_INLINE void multiply(
     const Rows& rows, int64_t step, const T* panel, int64_t width, int64_t depth, Vec<T> (&sums)[R][V]) {
-  c10::ForcedUnroll<R * V>{}([&](auto i) { sums[i / V][i % V] = Vec<T>(T(0)); });
+  c10::ForcedUnroll<R * V>{}([&](auto i) DRCONV_INLINE { sums[i / V][i % V] = Vec<T>(T(0)); });
   for (int64_t k = 0; k < depth; ++k) {
     Vec<T> right[V];
-    c10::ForcedUnroll<V>{}([&](auto v) { right[v] = Vec<T>::loadu(panel + k * width + v * kLanes<T>); });
-    c10::ForcedUnroll<R>{}([&](auto r) {
+    c10::ForcedUnroll<V>{}([&](auto v) DRCONV_INLINE { right[v] = Vec<T>::loadu(panel + k * width + v * kLanes<T>); });
+    c10::ForcedUnroll<R>{}([&](auto r) DRCONV_INLINE {
       const Vec<T> left(rows(r)[k * step]);
-      c10::ForcedUnroll<V>{}([&](auto v) { sums[r][v] = at::vec::fmadd(left, right[v], sums[r][v]); });
+      c10::ForcedUnroll<V>{}([&](auto v) DRCONV_INLINE { sums[r][v] = at::vec::fmadd(left, right[v], sums[r][v]); });
     });
   }
 }

@@ -81,11 +81,11 @@ struct Forward {
             int64_t channel) const {
     const int64_t in_row = x.channels_last ? x.row : x.channels, in_step = x.channels_last ? x.step : 1;
     ScatteredRows<T, R> rows;
-    c10::ForcedUnroll<R>{}([&](auto r) { rows.rows[r] = in + order[r] * in_row; });
+    c10::ForcedUnroll<R>{}([&](auto r) DRCONV_INLINE { rows.rows[r] = in + order[r] * in_row; });
     Vec<T> sums[R][V];
     multiply<T, R, V>(rows, in_step, weight, V * kLanes<T>, x.channels, sums);
     const int64_t left = panels.outputs - channel;
-    c10::ForcedUnroll<R * V>{}([&](auto i) {
+    c10::ForcedUnroll<R * V>{}([&](auto i) DRCONV_INLINE {
       constexpr int r = i / V, v = i % V;
       const int64_t count = std::min(kLanes<T>, left - v * kLanes<T>);
       if (count > 0) {
@@ -137,7 +137,7 @@ struct Forward {
     for (int64_t i = 0; i < size; i += kLanes<T>) {
       Vec<T> sums[R][1];
       multiply<T, R, 1>(factors, 1, packed + panel * size + i, panels.panels() * size, experts, sums);
-      c10::ForcedUnroll<R>{}([&](auto r) { sums[r][0].store(own + region[r] * size + i); });
+      c10::ForcedUnroll<R>{}([&](auto r) DRCONV_INLINE { sums[r][0].store(own + region[r] * size + i); });
     }
   }
 

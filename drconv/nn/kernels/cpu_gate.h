@@ -17,15 +17,15 @@ void sum_rows(const T* data, int64_t stride, int64_t rows, int64_t width, T* sum
     with_constant<block>(std::min(block, ceil_div(width - c, kLanes<T>)), [&](auto vectors) {
       Vec<T> total[vectors.value];
       const int64_t last = std::min(kLanes<T>, width - c - (vectors - 1) * kLanes<T>);
-      c10::ForcedUnroll<vectors.value>{}([&](auto v) { total[v] = Vec<T>(T(0)); });
+      c10::ForcedUnroll<vectors.value>{}([&](auto v) DRCONV_INLINE { total[v] = Vec<T>(T(0)); });
       for (int64_t i = 0; i < rows; ++i) {
         const T* row = data + i * stride + c;
-        c10::ForcedUnroll<vectors.value>{}([&](auto v) {
+        c10::ForcedUnroll<vectors.value>{}([&](auto v) DRCONV_INLINE {
           constexpr bool is_last = v == vectors.value - 1;
           total[v] = total[v] + Vec<T>::loadu(row + v * kLanes<T>, is_last ? last : kLanes<T>);
         });
       }
-      c10::ForcedUnroll<vectors.value>{}([&](auto v) {
+      c10::ForcedUnroll<vectors.value>{}([&](auto v) DRCONV_INLINE {
         total[v].store(sums + c + v * kLanes<T>, v == vectors - 1 ? last : kLanes<T>);
       });
     });
