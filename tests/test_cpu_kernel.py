@@ -110,13 +110,16 @@ def test_layer_without_gradients_agrees_with_the_layer(layout: str, has_bias: bo
 
 
 @pytest.mark.parametrize("generator", ["grouped", "experts"])
+@pytest.mark.parametrize("guide_norm", ["none", "batch"])
 @pytest.mark.parametrize("order", [("norm", "relu"), ("relu", "norm"), ("relu6", "relu"), ("norm", "norm")])
-def test_block_without_gradients_agrees_with_its_modules(generator: str, order: tuple[str, str]) -> None:
+def test_block_without_gradients_agrees_with_its_modules(
+    generator: str, guide_norm: str, order: tuple[str, str]
+) -> None:
     torch.manual_seed(0)
     kinds = {"norm": lambda: torch.nn.BatchNorm2d(20), "relu": torch.nn.ReLU, "relu6": torch.nn.ReLU6}
     layers = [DRConv2d(6, 20, 1, guide="shared", regions=9, generator=generator, init_gain=9.0)]
     layers += [kinds[name]() for name in order] + [DRConv2d(20, 7, 1, guide="shared", regions=9)]
-    block = GuidedSequential(torch.nn.Sequential(*layers), Guide(6, 9)).double()
+    block = GuidedSequential(torch.nn.Sequential(*layers), Guide(6, 9, norm=guide_norm)).double()
     x = torch.randn(3, 6, 9, 11, dtype=torch.float64)
     block(x)
     block.eval()
@@ -127,6 +130,17 @@ def test_block_without_gradients_agrees_with_its_modules(generator: str, order: 
         block[1].register_forward_hook(lambda *_: seen.append(1))
         torch.testing.assert_close(block(x), expected.detach())
     assert seen
+
+
+def test_guide_norm_in_training_mode_uses_the_batch() -> None:
+    """Without gradients too, as when batch-norm statistics are estimated again."""
+    conv = DRConv2d(6, 6, 1, regions=5, guide_norm="batch").double()
+    x = 3 + torch.randn(4, 6, 7, 7, dtype=torch.float64)
+    expected, mean = conv(x).detach(), conv.guide.norm.running_mean.clone()
+    conv.guide.norm.reset_running_stats()
+    with torch.no_grad():
+        torch.testing.assert_close(conv(x), expected)
+    torch.testing.assert_close(conv.guide.norm.running_mean, mean)
 
 
 def test_guide_of_another_size_is_resized() -> None:

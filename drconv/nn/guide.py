@@ -65,8 +65,7 @@ class Guide(nn.Module):
         weight = torch.empty(regions, in_channels, *size, device=device, dtype=dtype)
         self.weight = nn.Parameter(weight, requires_grad=not frozen)
         self.norm = nn.BatchNorm2d(regions, affine=False, device=device) if norm == "batch" else None
-        is_pointwise = size == (1, 1) and stride in (1, (1, 1)) and padding in (0, (0, 0))
-        self.is_plain = is_pointwise and self.norm is None
+        self.is_pointwise = size == (1, 1) and stride in (1, (1, 1)) and padding in (0, (0, 0))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -33,21 +33,20 @@ def run_layer(
     gate, peak = ({}, 1.0) if generator is None else (generator._parameters, generator.peak)
     statistics = [] if norm is None else _statistics(norm)
     tensors = [gate.get("weight"), parameters.get("bias"), *statistics]
-    is_uniform = {tensor.dtype for tensor in tensors if tensor is not None} <= {x.dtype}
-    if run is None or (generator is not None and _is_watched(generator)) or not is_uniform:
+    if run is None or (generator is not None and _is_watched(generator)) or not _is_uniform(tensors, x):
         return None
-    source, has_logits = guide, isinstance(guide, Tensor)
-    if not has_logits:
-        filters = guide._parameters["weight"]
-        if not guide.is_plain or guide.keep_logits or _is_watched(guide) or filters.dtype is not x.dtype:
-            source, has_logits = guide(x), True
-        else:
-            source = filters
-    y, logits = run(
+    logits = guide if isinstance(guide, Tensor) else None
+    own = _inner_guide(guide, x) if logits is None else None
+    if logits is None and own is None:
+        logits = guide(x)
+    source, guide_statistics, guide_eps = own or (logits, [], 0.0)
+    y, made = run(
         x,
         parameters["weight"],
         source,
-        has_logits,
+        own is None,
+        guide_statistics,
+        guide_eps,
         gate.get("weight"),
         gate.get("bias"),
         peak,
@@ -56,12 +55,27 @@ def run_layer(
         0.0 if norm is None else norm.eps,
         conv.relu_limit if limit is None else limit,
     )
-    return y, source if has_logits else logits
+    return y, made if logits is None else logits
+
+
+def _inner_guide(guide: Any, x: Tensor) -> tuple[Tensor, list[Any], float] | None:
+    """Filter, [mean, variance] and eps of a guide that the operator can compute itself, else None."""
+    norm, filters = guide._modules.get("norm"), guide._parameters["weight"]
+    statistics = [] if norm is None else _statistics(norm)[:2]
+    is_busy = guide.keep_logits or _is_watched(guide) or (norm is not None and (norm.training or _is_watched(norm)))
+    if is_busy or not guide.is_pointwise or not _is_uniform([filters, *statistics], x):
+        return None
+    return filters, statistics, 0.0 if norm is None else norm.eps
+
+
+def _is_uniform(tensors: list[Tensor | None], x: Tensor) -> bool:
+    """Whether all that are there have the type of x."""
+    return all(tensor is None or tensor.dtype is x.dtype for tensor in tensors)
 
 
 def _statistics(norm: nn.BatchNorm2d) -> list[Any]:
     parameters, buffers = norm._parameters, norm._buffers
-    return [parameters["weight"], parameters["bias"], buffers["running_mean"], buffers["running_var"]]
+    return [buffers["running_mean"], buffers["running_var"], parameters["weight"], parameters["bias"]]
 
 
 def run_guided(modules: Iterable[nn.Module], x: Tensor, guide: Any) -> tuple[Tensor, Any]:

@@ -88,9 +88,10 @@ def select_layer(x: Tensor, weight: Tensor) -> Callable[..., tuple[Tensor, Tenso
     """The kernel that runs a whole 1x1 layer in one call without gradients, or None.
 
     Call it with x; weight (M or experts, O, C, 1, 1); the guide's filter (M, C, 1, 1) or its logits of any size, and
-    whether it is the logits; the generator's weight and bias or None, and its peak; the bias (O) or None; a batch norm
-    as [weight, bias, mean, variance] or an empty list, and its eps; the upper end of a ReLU or None. It returns the
-    output, and the logits if it computed them.
+    whether it is the logits; the batch norm of a filter's logits as [mean, variance] or an empty list, and its eps; the
+    generator's weight and bias or None, and its peak; the bias (O) or None; the batch norm of the output as [mean,
+    variance, weight, bias] or an empty list, and its eps; the upper end of a ReLU or None. It returns the output, and
+    the logits if it computed them.
     """
     if is_grad_enabled() or os.environ.get(VARIABLE, "cpu") != "cpu":
         return None

@@ -112,20 +112,21 @@ Tensor gate(const Tensor& x, const Tensor& weight, const Tensor& bias, double pe
   return scale;
 }
 
-// Folds a batch norm (weight, bias, mean, variance) with running statistics into a gain and a bias.
+// Folds a batch norm (mean, variance, then weight and bias if it has them) with running statistics into gain and bias.
 Epilogue fold(const OptionalTensor& bias, at::TensorList norm, double eps, std::optional<double> limit) {
   if (norm.empty()) {
     return {std::nullopt, contiguous(bias), limit};
   }
   const Tensor gains = at::empty_like(norm[0]), shifts = at::empty_like(norm[0]);
   AT_DISPATCH_FLOATING_TYPES(gains.scalar_type(), "cpu_drconv", [&] {
-    const scalar_t *weight = norm[0].const_data_ptr<scalar_t>(), *shift = norm[1].const_data_ptr<scalar_t>();
-    const scalar_t *mean = norm[2].const_data_ptr<scalar_t>(), *variance = norm[3].const_data_ptr<scalar_t>();
+    const scalar_t *mean = norm[0].const_data_ptr<scalar_t>(), *variance = norm[1].const_data_ptr<scalar_t>();
+    const scalar_t* weight = norm.size() > 2 ? norm[2].const_data_ptr<scalar_t>() : nullptr;
+    const scalar_t* shift = norm.size() > 2 ? norm[3].const_data_ptr<scalar_t>() : nullptr;
     const scalar_t* before = pointer<scalar_t>(bias);
     scalar_t *gain = gains.mutable_data_ptr<scalar_t>(), *result = shifts.mutable_data_ptr<scalar_t>();
     for (int64_t o = 0; o < gains.numel(); ++o) {
-      gain[o] = weight[o] / std::sqrt(variance[o] + static_cast<scalar_t>(eps));
-      result[o] = shift[o] + ((before ? before[o] : 0) - mean[o]) * gain[o];
+      gain[o] = (weight ? weight[o] : 1) / std::sqrt(variance[o] + static_cast<scalar_t>(eps));
+      result[o] = (shift ? shift[o] : 0) + ((before ? before[o] : 0) - mean[o]) * gain[o];
     }
   });
   return {gains, shifts, limit};
@@ -133,9 +134,10 @@ Epilogue fold(const OptionalTensor& bias, at::TensorList norm, double eps, std::
 
 using Pair = std::tuple<Tensor, Tensor>;
 
-// A whole layer without gradients: guide (its filter, or the logits), generator, product, bias, batch norm, activation.
-// Returns the output, and the logits where they were computed here.
+// A whole layer without gradients: guide (its filter, or the logits) with its batch norm, generator, product, bias,
+// batch norm, activation. Returns the output, and the logits where they were computed here.
 Pair layer_cpu(const Tensor& x_, const Tensor& weight, const Tensor& guide, bool has_logits,
+               at::TensorList guide_norm, double guide_eps,
                const OptionalTensor& gate_weight, const OptionalTensor& gate_bias, double peak,
                const OptionalTensor& bias, at::TensorList norm, double eps, std::optional<double> limit) {
   TORCH_CHECK_VALUE(
@@ -144,8 +146,9 @@ Pair layer_cpu(const Tensor& x_, const Tensor& weight, const Tensor& guide, bool
       "x ", x_.sizes(), ", weight ", weight.sizes(), " and guide ", guide.sizes(),
       " do not fit; use (B, C, H, W), (M, O, C, 1, 1) and logits (B, M, H', W') or a filter (M, C, 1, 1)");
   const Tensor x = readable(x_);
-  const Tensor given =
-      has_logits ? guide : product(x, guide.contiguous().unsqueeze(0).unsqueeze(0), Tensor(), std::nullopt, false);
+  const Tensor given = has_logits ? guide
+                                  : product(x, guide.contiguous().unsqueeze(0).unsqueeze(0), Tensor(), std::nullopt,
+                                            false, {}, fold(std::nullopt, guide_norm, guide_eps, std::nullopt));
   const bool fits = given.size(2) == x.size(2) && given.size(3) == x.size(3);
   const Tensor logits = dense(fits ? given : at::upsample_nearest2d(given, x.sizes().slice(2)));
   OptionalTensor scale, mixing;
@@ -235,6 +238,7 @@ Tensor forward_meta(const Tensor& x, const Tensor& weight, const Tensor& logits,
 }
 
 Pair layer_meta(const Tensor& x, const Tensor& weight, const Tensor& guide, bool has_logits,
+                at::TensorList guide_norm, double guide_eps,
                 const OptionalTensor& gate_weight, const OptionalTensor& gate_bias, double peak,
                 const OptionalTensor& bias, at::TensorList norm, double eps, std::optional<double> limit) {
   return {empty_output(x, weight.sym_size(1)),
@@ -257,8 +261,9 @@ Gradients backward_meta(const Tensor& grad_y, const Tensor& x, const Tensor& wei
 TORCH_LIBRARY_FRAGMENT(drconv, library) {
   library.def("cpu_region_conv2d(Tensor x, Tensor weight, Tensor logits, Tensor? scale) -> Tensor");
   library.def(
-      "cpu_drconv(Tensor x, Tensor weight, Tensor guide, bool has_logits, Tensor? gate_weight, Tensor? gate_bias, "
-      "float peak, Tensor? bias, Tensor[] norm, float eps, float? limit) -> (Tensor, Tensor)");
+      "cpu_drconv(Tensor x, Tensor weight, Tensor guide, bool has_logits, Tensor[] guide_norm, float guide_eps, "
+      "Tensor? gate_weight, Tensor? gate_bias, float peak, Tensor? bias, Tensor[] norm, float eps, float? limit) -> "
+      "(Tensor, Tensor)");
   library.def(
       "cpu_region_conv2d_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor logits, Tensor? scale, bool needs_x, "
       "bool needs_weight, bool needs_logits, bool needs_scale) -> (Tensor, Tensor, Tensor, Tensor)");
