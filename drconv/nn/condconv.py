@@ -3,10 +3,7 @@
 Shape letters: B batch, C in, O out, E experts, K kernel.
 """
 
-import itertools
 import math
-from collections import OrderedDict
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +11,7 @@ from torch.nn.modules.utils import _pair
 
 from drconv.nn.filter_bank import FilterBank
 from drconv.nn.per_sample import Pair, at_least_float32, convolve_per_sample, without_autocast
+from drconv.nn.shared import SharedSequential
 
 
 class Routing(nn.Linear):
@@ -156,6 +154,11 @@ class CondConv2d(FilterBank):
             bias = None if self.bias is None else torch.mm(routing, self.bias.to(routing.dtype))
         return convolve_per_sample(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
+    @property
+    def takes_routing(self) -> bool:
+        """Whether the routing weights come from outside."""
+        return self.routing is None
+
     def extra_repr(self) -> str:
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
@@ -164,42 +167,10 @@ class CondConv2d(FilterBank):
         )
 
 
-class RoutedSequential(nn.Sequential):
-    """A sequence whose CondConvs share one routing, computed once on the sequence's input.
+class RoutedSequential(SharedSequential):
+    """A sequence whose CondConvs share one routing, computed once on its input, as in the TensorFlow original."""
 
-    The keys of the wrapped sequence's state dict stay; the routing's are added as ``routing.*``. The weights
-    reach every CondConv2d without a routing of its own, in nested plain ``nn.Sequential`` too.
-
-    Args:
-        modules: the sequence; its modules are taken over, names included.
-        routing: the routing, for the sequence's input.
-    """
-
-    def __init__(self, modules: nn.Sequential, routing: Routing) -> None:
-        super().__init__(OrderedDict(modules.named_children()))
-        self.routing = routing
-        self.train(modules.training)
-
-    def __len__(self) -> int:
-        """The number of wrapped modules, so that indices mean what they meant before."""
-        return len(self._modules) - 1
-
-    def __iter__(self) -> Iterator[nn.Module]:
-        return itertools.islice(self._modules.values(), len(self))  # type: ignore[arg-type]
-
-    def forward(self, input: Tensor) -> Tensor:
-        return _run(self, input, self.routing(input))
-
-
-def _run(modules: nn.Sequential, x: Tensor, routing: Tensor) -> Tensor:
-    for module in modules:
-        if isinstance(module, CondConv2d) and module.routing is None:
-            x = module(x, routing)
-        elif type(module).forward is nn.Sequential.forward:
-            x = _run(module, x, routing)  # type: ignore[arg-type]
-        else:
-            x = module(x)
-    return x
+    name = "routing"
 
 
 @torch.no_grad()

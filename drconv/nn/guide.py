@@ -1,8 +1,5 @@
 """The guide: which filter a position uses (section 3.1 of the paper, decisions D2 and D11)."""
 
-import itertools
-from collections import OrderedDict
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,6 +8,7 @@ from torch import Tensor, nn
 
 from drconv.nn.gradients import scale_gradient
 from drconv.nn.inference import run_guided
+from drconv.nn.shared import SharedSequential
 
 Pair = tuple[int, int]
 NORMS = ("none", "batch")
@@ -102,41 +100,12 @@ class Guide(nn.Module):
         return text if self.weight.requires_grad else text + ", frozen"
 
 
-class GuidedSequential(nn.Sequential):
-    """A sequence whose DRConvs share one guide, computed once on the sequence's input (D2).
+class GuidedSequential(SharedSequential):
+    """A sequence whose DRConvs share one guide, computed once on its input and resized after a stride (D2)."""
 
-    The keys of the wrapped sequence's state dict stay; the guide's are added as ``guide.*``. The logits reach every
-    layer that has ``takes_guide``, in nested plain ``nn.Sequential`` too, and are resized there after a stride.
-
-    Args:
-        modules: the sequence; its modules are taken over, names included.
-        guide: the guide, for the sequence's input.
-    """
-
-    def __init__(self, modules: nn.Sequential, guide: Guide) -> None:
-        super().__init__(OrderedDict(modules.named_children()))
-        self.guide = guide
-        self.train(modules.training)
-
-    def __len__(self) -> int:
-        """The number of wrapped modules, so that indices mean what they meant before."""
-        return len(self._modules) - 1
-
-    def __iter__(self) -> Iterator[nn.Module]:
-        return itertools.islice(self._modules.values(), len(self))  # type: ignore[arg-type]
+    name = "guide"
 
     def forward(self, input: Tensor) -> Tensor:
         if not torch.is_grad_enabled() and isinstance(input, Tensor):
             return run_guided(self, input, self.guide)[0]
-        return _run(self, input, self.guide(input))
-
-
-def _run(modules: nn.Sequential, x: Tensor, logits: Tensor) -> Tensor:
-    for module in modules:
-        if getattr(module, "takes_guide", False):
-            x = module(x, logits)
-        elif type(module).forward is nn.Sequential.forward:
-            x = _run(module, x, logits)  # type: ignore[arg-type]
-        else:
-            x = module(x)
-    return x
+        return super().forward(input)
