@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from drconv.nn.kernels.geometry import Geometry
+
 Pair = tuple[int, int]
 
 
@@ -28,8 +30,8 @@ class Problem:
     def tensors(self) -> list[Tensor]:
         return [t for t in (self.x, self.weight, self.logits, self.scale) if t is not None]
 
-    def geometry(self) -> tuple[Pair, Pair, Pair, int]:
-        return self.stride, self.padding, self.dilation, self.groups
+    def geometry(self) -> Geometry:
+        return Geometry(self.stride, self.padding, self.dilation, self.groups)
 
 
 @dataclass
@@ -145,6 +147,6 @@ def run_kernel(function, p: Problem, grad_output: Tensor) -> Answer:
     """Output and gradients of a kernel under autograd."""
     leaves = [t.detach().clone().requires_grad_() for t in p.tensors()]
     scale = leaves[3] if p.scale is not None else None
-    output = function(leaves[0], leaves[1], leaves[2], scale, *p.geometry())
+    output = function(leaves[0], leaves[1], leaves[2], scale, p.geometry())
     gradients = torch.autograd.grad(output, leaves, grad_output.to(output.dtype))
     return Answer(output.detach(), *gradients[:3], gradients[3] if scale is not None else None)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from drconv.nn import DRConv2d, Guide, GuidedSequential
 from drconv.nn.kernels import cpu, reference
+from drconv.nn.kernels.geometry import Geometry
 
-GEOMETRY = ((1, 1), (0, 0), (1, 1), 1)
+GEOMETRY = Geometry((1, 1), (0, 0), (1, 1), 1)
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +27,7 @@ def _built() -> Iterator[None]:
 
 def gradients(kernel: object, tensors: list[Tensor | None], grad: Tensor) -> list[Tensor]:
     leaves = [t if t is None else t.detach().clone().requires_grad_() for t in tensors]
-    output = kernel.region_conv2d(*leaves, *GEOMETRY)  # type: ignore[attr-defined]
+    output = kernel.region_conv2d(*leaves, GEOMETRY)  # type: ignore[attr-defined]
     output.backward(grad)
     return [output.detach(), *(leaf.grad for leaf in leaves if leaf is not None)]
 
@@ -68,7 +69,7 @@ def test_all_shapes_agree_with_the_reference(
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e, rtol=1e-10, atol=1e-10)
     frozen = [t if t is None else t.clone().requires_grad_() for t in (x, weight, scale)]
-    cpu.region_conv2d(frozen[0], frozen[1], logits, frozen[2], *GEOMETRY).backward(grad)
+    cpu.region_conv2d(frozen[0], frozen[1], logits, frozen[2], GEOMETRY).backward(grad)
     for leaf, e in zip([t for t in frozen if t is not None], expected[1:3] + expected[4:], strict=True):
         torch.testing.assert_close(leaf.grad, e, rtol=1e-10, atol=1e-10)
 
@@ -164,15 +165,15 @@ def test_packed_filters_follow_the_weight(through_data: bool) -> None:
 def test_ties_go_to_the_lowest_region() -> None:
     weight = torch.arange(3.0).view(1, 3, 1, 1, 1, 1)
     logits = torch.tensor([[0.0, 1, 1], [2, 2, 2]]).T.reshape(1, 3, 1, 2)
-    y = cpu.region_conv2d(torch.ones(1, 1, 1, 2), weight, logits, None, *GEOMETRY)
+    y = cpu.region_conv2d(torch.ones(1, 1, 1, 2), weight, logits, None, GEOMETRY)
     assert y.flatten().tolist() == [1.0, 0.0]
 
 
 def test_what_is_not_supported_is_declined() -> None:
     x, logits = torch.randn(1, 4, 3, 3), torch.randn(1, 2, 3, 3)
-    assert not cpu.supports(x, torch.randn(1, 2, 4, 4, 3, 3), logits, None, (1, 1), (1, 1), (1, 1), 1)
-    assert not cpu.supports(x, torch.randn(1, 2, 4, 2, 1, 1), logits, None, (1, 1), (0, 0), (1, 1), 2)
-    assert not cpu.supports(x.bfloat16(), torch.randn(1, 2, 4, 4, 1, 1).bfloat16(), logits, None, *GEOMETRY)
+    assert not cpu.supports(x, torch.randn(1, 2, 4, 4, 3, 3), logits, None, Geometry((1, 1), (1, 1), (1, 1), 1))
+    assert not cpu.supports(x, torch.randn(1, 2, 4, 2, 1, 1), logits, None, GEOMETRY._replace(groups=2))
+    assert not cpu.supports(x.bfloat16(), torch.randn(1, 2, 4, 4, 1, 1).bfloat16(), logits, None, GEOMETRY)
 
 
 def test_compile_has_no_graph_break() -> None:

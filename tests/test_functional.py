@@ -78,7 +78,7 @@ def test_errors_say_what_is_wrong(change: dict, message: str) -> None:
 
 def test_kernel_is_chosen_by_argument_then_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     p = random_problem(dtype=torch.float32)
-    arguments = (*p.tensors(), *p.geometry())
+    arguments = (*p.tensors(), p.geometry())
     reference, torch_kernel = kernels.load("reference"), kernels.load("torch")
     monkeypatch.setenv("DRCONV_KERNEL", "reference")
     assert kernels.select(*arguments) is reference.region_conv2d

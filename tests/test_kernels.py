@@ -20,7 +20,7 @@ def _available() -> list[str]:
     names = ["reference", "torch"]
     probe = random_problem(dtype=torch.float32)
     cpu = kernels.load("cpu")
-    if cpu is not None and cpu.supports(*probe.tensors(), *probe.geometry()):
+    if cpu is not None and cpu.supports(*probe.tensors(), probe.geometry()):
         names.append("cpu")
     if os.environ.get("TRITON_INTERPRET") == "1" and kernels.load("triton") is not None:
         names.append("triton")
@@ -49,7 +49,7 @@ def solved_case(case: str, dtype: torch.dtype) -> Solution:
 
 def is_supported(name: str, problem: Problem) -> bool:
     tensors = (problem.x, problem.weight, problem.logits, problem.scale)
-    return kernels.load(name).supports(*tensors, *problem.geometry())
+    return kernels.load(name).supports(*tensors, problem.geometry())
 
 
 def assert_conforms(name: str, solution: Solution) -> None:
@@ -164,7 +164,7 @@ def test_memory_format_is_kept(name: str) -> None:
     arguments = problem.tensors()[1:]
     for layout in LAYOUTS:
         x = problem.x.contiguous(memory_format=layout)
-        output = module.region_conv2d(x, *arguments, *problem.geometry())
+        output = module.region_conv2d(x, *arguments, problem.geometry())
         assert output.is_contiguous(memory_format=layout)
         assert not output.is_contiguous(memory_format=next(other for other in LAYOUTS if other != layout))
 
@@ -179,7 +179,7 @@ def test_strided_input_and_gradient(name: str) -> None:
     problem.logits = problem.logits.transpose(2, 3).contiguous().transpose(2, 3)
     module = kernels.load(name)
     leaf = problem.x.detach().requires_grad_()
-    output = module.region_conv2d(leaf, *problem.tensors()[1:], *problem.geometry())
+    output = module.region_conv2d(leaf, *problem.tensors()[1:], problem.geometry())
     grad = torch.randn(1, 6, 1, 1).expand(2, 6, 6, 5)
     (actual,) = torch.autograd.grad(output, leaf, grad)
     expected = region_conv2d_loop(problem, grad)
@@ -196,7 +196,7 @@ def test_only_the_asked_gradients(name: str) -> None:
     expected = run_kernel(module.region_conv2d, problem, grad).tensors()[1:]
     for wanted in itertools.product([False, True], repeat=4):
         leaves = [t.clone().requires_grad_(want) for t, want in zip(problem.tensors(), wanted, strict=True)]
-        output = module.region_conv2d(*leaves, *problem.geometry())
+        output = module.region_conv2d(*leaves, problem.geometry())
         assert output.requires_grad == any(wanted)
         if any(wanted):
             output.backward(grad)

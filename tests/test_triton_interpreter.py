@@ -39,7 +39,7 @@ def assert_agrees(problem: Problem) -> None:
 
     shape = (problem.x.shape[0], problem.weight.shape[2], *problem.logits.shape[2:])
     grad = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(problem.x.dtype)
-    assert kernel.supports(problem.x, problem.weight, problem.logits, problem.scale, *problem.geometry())
+    assert kernel.supports(problem.x, problem.weight, problem.logits, problem.scale, problem.geometry())
     actual = run_kernel(kernel.region_conv2d, problem, grad)
     expected = region_conv2d_loop(problem, grad)
     for part, a, e in zip(
@@ -132,7 +132,7 @@ def test_compiles_without_a_graph_break() -> None:
     leaves = [t.requires_grad_() for t in problem.tensors()]
 
     def network(*tensors: torch.Tensor) -> torch.Tensor:
-        return kernel.region_conv2d(*tensors, *problem.geometry()).relu()
+        return kernel.region_conv2d(*tensors, problem.geometry()).relu()
 
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
     expected = torch.autograd.grad(network(*leaves).square().sum(), leaves)

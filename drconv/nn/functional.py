@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from drconv.nn import kernels
+from drconv.nn.kernels.geometry import Geometry
 
 Pair = tuple[int, int]
 
@@ -49,17 +50,17 @@ def region_conv2d(
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
-    stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
+    geometry = Geometry(_pair(stride), _pair(padding), _pair(dilation), groups)
     _check(x, weight, guide, scale, groups)
-    size = output_size(x, weight, stride, padding, dilation)
+    size = output_size(x, weight, *geometry[:3])
     precise = torch.float64 if x.dtype == torch.float64 else torch.float32
     logits = guide.to(precise)
     if logits.shape[2:] != size:
         logits = F.interpolate(logits, size, mode="nearest")
     if scale is not None:
         scale = scale.to(precise)
-    run = kernels.select(x, weight, logits, scale, stride, padding, dilation, groups, kernel)
-    return run(x, weight, logits, scale, stride, padding, dilation, groups)
+    run = kernels.select(x, weight, logits, scale, geometry, kernel)
+    return run(x, weight, logits, scale, geometry)
 
 
 def output_size(x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair) -> Pair:

@@ -1,13 +1,13 @@
 """The kernels behind ``region_conv2d``: one signature, several implementations, the same numbers.
 
-Every kernel module offers two functions over the same eight arguments::
+Every kernel module offers two functions over the same five arguments::
 
-    supports(x, weight, logits, scale, stride, padding, dilation, groups) -> bool
-    region_conv2d(x, weight, logits, scale, stride, padding, dilation, groups) -> Tensor
+    supports(x, weight, logits, scale, geometry) -> bool
+    region_conv2d(x, weight, logits, scale, geometry) -> Tensor
 
 x (B, C, H, W); weight (B or 1, M, O, C/groups, K, K) in the type of x; logits (B, M, Ho, Wo), already of the output's
-size; scale (B, M), (B, M, K, K) or None. Logits and scale are fp32 (fp64 where x is fp64). The three pairs are
-``(int, int)``. The result (B, O, Ho, Wo) has the type and memory format of x and is differentiable in the four tensors.
+size; scale (B, M), (B, M, K, K) or None. Logits and scale are fp32 (fp64 where x is fp64). The result (B, O, Ho, Wo)
+has the type and memory format of x and is differentiable in the four tensors.
 """
 
 import importlib
@@ -17,13 +17,14 @@ from types import ModuleType
 
 from torch import Tensor, is_grad_enabled, version
 
+from drconv.nn.kernels.geometry import Geometry
+
 NAMES = ("reference", "torch", "cpu", "triton")
 VARIABLE = "DRCONV_KERNEL"
 _PREFERRED = {"cpu": "cpu", "cuda": "triton"}
 _OPTIONAL = ("cpu", "triton")  # need a compiler or a package that may be missing
 
-Pair = tuple[int, int]
-Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None, Pair, Pair, Pair, int], Tensor]
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None, Geometry], Tensor]
 
 
 def _import(name: str) -> ModuleType | None:
@@ -60,10 +61,7 @@ def select(
     weight: Tensor,
     logits: Tensor,
     scale: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
+    geometry: Geometry,
     kernel: str | None = None,
 ) -> Kernel:
     """Choose the kernel: the argument, else the variable ``DRCONV_KERNEL``, else the best one for the device.
@@ -71,7 +69,7 @@ def select(
     Raises:
         ValueError: the name is unknown, or the named kernel cannot do what is asked.
     """
-    arguments = (x, weight, logits, scale, stride, padding, dilation, groups)
+    arguments = (x, weight, logits, scale, geometry)
     name = kernel or os.environ.get(VARIABLE)
     module = load(name or _PREFERRED.get(x.device.type, "torch"))
     if module is not None and module.supports(*arguments):

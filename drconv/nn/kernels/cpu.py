@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Pair = tuple[int, int]
+from drconv.nn.kernels.geometry import Geometry
 
 _LOGGER = logging.getLogger(__name__)
 _FLAGS = {
@@ -89,17 +89,11 @@ def supports(
     weight: Tensor,
     logits: Tensor,
     scale: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
+    geometry: Geometry,
 ) -> bool:
     """1x1, stride 1, one group, everything fp32 or everything fp64, and the extension built."""
     return (
-        weight.shape[4:] == (1, 1)
-        and stride == (1, 1)
-        and padding == (0, 0)
-        and groups == 1
+        geometry.is_matrix_product(weight)
         and x.dtype in (torch.float32, torch.float64)
         and x.dtype == weight.dtype == logits.dtype
         and (scale is None or scale.dtype == x.dtype)
@@ -141,10 +135,7 @@ def region_conv2d(
     weight: Tensor,
     logits: Tensor,
     scale: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
+    geometry: Geometry,
 ) -> Tensor:
     """Eq. 4-8 with one product per pixel forward, and m + 1 backward (m for the guide's gradient)."""
     if scale is not None and scale.dim() > 2:

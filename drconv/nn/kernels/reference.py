@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Pair = tuple[int, int]
+from drconv.nn.kernels.geometry import Geometry
 
 
 def supports(
@@ -16,10 +16,7 @@ def supports(
     weight: Tensor,
     logits: Tensor,
     scale: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
+    geometry: Geometry,
 ) -> bool:
     """Every device, type and shape."""
     return True
@@ -30,10 +27,7 @@ def region_conv2d(
     weight: Tensor,
     logits: Tensor,
     scale: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
+    geometry: Geometry,
 ) -> Tensor:
     """Eq. 4-8 as ``hard + soft - soft.detach()`` over the m candidate outputs.
 
@@ -49,6 +43,7 @@ def region_conv2d(
     else:
         choice = hard.to(x.dtype)
     filters = weight if scale is None else _scale_filters(weight, scale)
+    stride, padding, dilation, groups = geometry
     taps = F.unfold(x, weight.shape[4:], dilation, padding, stride)
     taps = taps.unflatten(1, (groups, taps.shape[1] // groups))  # (B, G, C/G K K, P)
     filters = filters.flatten(3).unflatten(2, (groups, out_channels // groups))  # (B or 1, M, G, O/G, C/G K K)

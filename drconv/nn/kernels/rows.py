@@ -4,22 +4,12 @@ N = B Ho Wo positions, G groups, D = C/G K K numbers per group. A row holds its 
 fastest part, as ``unfold`` gives them.
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from drconv.nn.kernels.geometry import Geometry
 from drconv.nn.kernels.segments import Layout
-
-Pair = tuple[int, int]
-
-
-class Geometry(NamedTuple):
-    stride: Pair
-    padding: Pair
-    dilation: Pair
-    groups: int
 
 
 def image_regions(mask: Tensor, regions: int) -> Tensor:

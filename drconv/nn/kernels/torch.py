@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from drconv.nn.kernels import segments
+from drconv.nn.kernels.geometry import Geometry
 from drconv.nn.kernels.rows import (
-    Geometry,
     as_image,
     dot,
     gather_rows,
@@ -29,7 +29,6 @@ from drconv.nn.kernels.rows import (
     to_rows,
 )
 
-Pair = tuple[int, int]
 _CHUNK = 1 << 20  # numbers per piece of the M responses: 4 MB in fp32, which stays in a CPU's cache
 _CHUNK_CUDA = 1 << 26
 
@@ -39,10 +38,7 @@ def supports(
     weight: Tensor,
     logits: Tensor,
     scale: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
+    geometry: Geometry,
 ) -> bool:
     """Every device, type and shape."""
     return True
@@ -53,15 +49,11 @@ def region_conv2d(
     weight: Tensor,
     logits: Tensor,
     scale: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
+    geometry: Geometry,
 ) -> Tensor:
     """See ``drconv.nn.kernels``."""
     if torch.compiler.is_compiling():
-        return _operator(x, weight, logits, scale, [*stride, *padding, *dilation, groups])
-    geometry = Geometry(stride, padding, dilation, groups)
+        return _operator(x, weight, logits, scale, _numbers(geometry))
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, logits, scale)):
         return _RegionConv2d.apply(x, weight, logits, scale, geometry)
     return _forward(x, weight, logits, scale, geometry)
@@ -255,6 +247,11 @@ def _operator_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _operator.register_autograd(_operator_gradient, setup_context=_setup_context)
+
+
+def _numbers(geometry: Geometry) -> list[int]:
+    """As an operator takes it."""
+    return [*geometry.stride, *geometry.padding, *geometry.dilation, geometry.groups]
 
 
 def _geometry(numbers: list[int]) -> Geometry:

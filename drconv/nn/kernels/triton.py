@@ -15,8 +15,7 @@ from torch.library import custom_op
 from triton.runtime import JITFunction
 
 from drconv.nn.kernels import triton_backward, triton_forward, triton_sort
-
-Pair = tuple[int, int]
+from drconv.nn.kernels.geometry import Geometry
 
 _TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -26,18 +25,14 @@ def supports(
     weight: Tensor,
     logits: Tensor,
     scale: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
+    geometry: Geometry,
 ) -> bool:
     """1x1 filters, stride 1, one channel group, up to 32 regions; fp32, fp16, bf16; CUDA, or Triton's
     interpreter.
     """
     runs = x.is_cuda or (x.device.type == "cpu" and not isinstance(triton_sort.count_regions, JITFunction))
-    pointwise = weight.shape[4:] == (1, 1) and stride == (1, 1) and padding == (0, 0) and groups == 1
     types = x.dtype in _TYPES and weight.dtype == x.dtype and logits.dtype == torch.float32
-    return runs and pointwise and types and weight.shape[1] <= triton_sort.MAX_REGIONS
+    return runs and geometry.is_matrix_product(weight) and types and weight.shape[1] <= triton_sort.MAX_REGIONS
 
 
 def region_conv2d(
@@ -45,10 +40,7 @@ def region_conv2d(
     weight: Tensor,
     logits: Tensor,
     scale: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
+    geometry: Geometry,
 ) -> Tensor:
     """Region-wise 1x1 convolution with the gradients of Eq. 7 and 8; the arguments are those of every kernel."""
     filters = weight.flatten(3)
