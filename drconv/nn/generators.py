@@ -53,7 +53,9 @@ class PooledGate(nn.Module):
         precise = torch.float64 if x.dtype == torch.float64 else torch.float32
         weight, bias = self.weight.to(precise), self.bias.to(precise)
         if self.size == (1, 1):
-            gate = F.linear(x.mean((2, 3), dtype=precise), weight, bias).sigmoid()
+            # Not mean(): its gradient is a map of its own, that of a sum a view.
+            pooled = x.sum((2, 3), dtype=precise) / (x.shape[2] * x.shape[3])
+            gate = F.linear(pooled, weight, bias).sigmoid()
         else:
             pooled = pool_average(x.to(precise), self.size)
             gate = (torch.einsum("bchw,uc->buhw", pooled, weight) + bias[:, None, None]).sigmoid()
