@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
 from drconv.nn.filter_bank import FilterBank
-from drconv.nn.per_sample import Pair, at_least_float32, convolve_per_sample, without_autocast
+from drconv.nn.per_sample import Pair, convolve_per_sample
+from drconv.nn.precision import at_least_float32, without_autocast
 from drconv.nn.shared import SharedSequential
 
 

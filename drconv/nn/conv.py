@@ -11,6 +11,7 @@ from drconv.nn.generators import PooledGate, grouped_filters, mix_experts, remak
 from drconv.nn.gradients import scale_gradient, share_gradient
 from drconv.nn.guide import Guide
 from drconv.nn.inference import run_layer
+from drconv.nn.precision import autocast_dtype, without_autocast
 
 Pair = tuple[int, int]
 GENERATORS = ("grouped", "experts")
@@ -98,7 +99,7 @@ class DRConv2d(FilterBank):
     ) -> None:
         super().__init__()
         hidden = regions if hidden is None else hidden
-        _check(in_channels, out_channels, groups, regions, hidden)
+        _check(in_channels, out_channels, groups, regions, hidden, experts)
         _check_options(generator, generator_bias, scale, guide)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size, self.stride = _pair(kernel_size), _pair(stride)
@@ -245,12 +246,10 @@ class DRConv2d(FilterBank):
         """The convolution with filters made for every image, which the backward pass makes again."""
         gate = self._gate(x)
         assert gate is not None  # only without a generator is there no gate, and then the filters are static
-        device = x.device.type
-        is_autocast = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if is_autocast else x.dtype
+        dtype = autocast_dtype(x) or x.dtype
 
         def make() -> Tensor:
-            with torch.autocast(device, enabled=False):
+            with without_autocast(x):
                 return self._filters(gate).to(dtype)
 
         filters = make()
@@ -282,6 +281,8 @@ class DRConv2d(FilterBank):
 
 
 def _pair(value: int | Pair) -> Pair:
+    if isinstance(value, str):
+        raise ValueError(f"padding={value!r} must be a number or a pair; 'same' is dilation * (kernel_size - 1) / 2")
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
@@ -291,11 +292,13 @@ def _fill(tensor: Tensor, std: float) -> Tensor:
     return nn.init.uniform_(tensor, -bound, bound)
 
 
-def _check(in_channels: int, out_channels: int, groups: int, regions: int, hidden: int) -> None:
-    if in_channels % groups or out_channels % groups:
+def _check(in_channels: int, out_channels: int, groups: int, regions: int, hidden: int, experts: int) -> None:
+    if groups < 1 or in_channels % groups or out_channels % groups:
         raise ValueError(
             f"groups={groups} must divide in_channels={in_channels} and out_channels={out_channels}; change one of them"
         )
+    if experts < 1:
+        raise ValueError(f"experts={experts} must be at least 1")
     if regions < 1 or hidden < 1 or hidden % regions:
         raise ValueError(
             f"hidden={hidden} must be a positive multiple of regions={regions}; "

@@ -3,7 +3,7 @@
 *True* counts every product: the convolution, and what makes its filter (generator, routing, mixing of
 experts, offsets, sampling) or chooses it (guide). DRConv is counted in its factored form where that exists:
 one convolution, not m. Additions alone, activations, normalisation and pooling count nothing; products
-outside of modules (attention written with ``@``) are not seen.
+outside of these modules are not seen: attention, be it written with ``@`` or ``nn.MultiheadAttention``.
 
 *The paper's convention* reproduces the numbers printed in its tables: a linear layer of C inputs counts 2 C -
 1 per output, pooling counts its window, and a DRConv counts one convolution, its guide, and a generator that
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.parameter import is_lazy
 
 from drconv.nn.condconv import CondConv2d
 from drconv.nn.conv import DRConv2d
@@ -164,8 +165,10 @@ def trace_calls(network: nn.Module, shape: tuple[int, ...], wanted: Callable[[st
     """Run the network once in evaluation mode and note the shapes that the wanted modules see.
 
     Raises:
-        ValueError: the network does not take an input of this shape.
+        ValueError: the network does not take an input of this shape, or has lazy parameters, which a run would fix.
     """
+    if any(is_lazy(parameter) for parameter in network.parameters()):
+        raise ValueError(f"{type(network).__name__} has lazy parameters; run it once on an input of its size before")
     calls: list[Call] = []
 
     def note(name: str) -> Callable[..., None]:
@@ -187,7 +190,7 @@ def trace_calls(network: nn.Module, shape: tuple[int, ...], wanted: Callable[[st
     try:
         network.eval()
         network(torch.zeros(1, *shape, device=like.device, dtype=like.dtype))
-    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+    except Exception as error:  # whatever a foreign forward pass raises on an input that is not its own
         raise ValueError(
             f"{type(network).__name__} does not take an input of (1, {', '.join(map(str, shape))}): {error}; "
             "change input_size"
@@ -201,7 +204,7 @@ def trace_calls(network: nn.Module, shape: tuple[int, ...], wanted: Callable[[st
 
 
 def _count_drconv(module: DRConv2d, x: torch.Size, y: torch.Size) -> Products:
-    positions, filter_size = y[2:].numel(), module.weight[0].numel()
+    positions, filter_size = _positions(y), module.weight[0].numel()
     made = paper_made = guide = 0
     if module.generator is not None:
         gate = module.generator.weight.numel() * module.generator.size[0] * module.generator.size[1]
@@ -224,11 +227,16 @@ def count_guide(guide: Guide, x: torch.Size) -> int:
         guide.padding,
         guide.dilation,
     )
-    return logits.shape[2:].numel() * guide.weight.numel()
+    return _positions(logits.shape) * guide.weight.numel()
+
+
+def _positions(y: torch.Size) -> int:
+    """Of all maps of a call: where a network folds patches into the batch, one image is many of them."""
+    return y[0] * y[2:].numel()
 
 
 def _count_condconv(module: CondConv2d, x: torch.Size, y: torch.Size) -> Products:
-    output = y[2:].numel() * module.weight[0].numel()
+    output = _positions(y) * module.weight[0].numel()
     mixing = module.weight.numel() + (0 if module.bias is None else module.bias.numel())
     routing = Products(0)
     if module.routing is not None:
@@ -237,11 +245,11 @@ def _count_condconv(module: CondConv2d, x: torch.Size, y: torch.Size) -> Product
 
 
 def _count_local(module: LocalConv2d, x: torch.Size, y: torch.Size) -> Products:
-    return Products(module.weight.numel())
+    return Products(y[0] * module.weight.numel())
 
 
 def _count_deformable(module: DeformableKernelConv2d, x: torch.Size, y: torch.Size) -> Products:
-    positions, num_taps = y[2:].numel(), module.kernel_size[0] * module.kernel_size[1]
+    positions, num_taps = _positions(y), module.kernel_size[0] * module.kernel_size[1]
     filter_size = module.weight[:, :, 0, 0].numel() * num_taps
     output = positions * filter_size
     sampling = 4 * filter_size * (positions if module.is_local else 1)  # a bilinear sample mixes four cells
@@ -257,8 +265,8 @@ def _count_linear(module: nn.Linear, x: torch.Size, y: torch.Size) -> Products:
 
 
 def _count_convolution(module: _ConvNd, x: torch.Size, y: torch.Size) -> Products:
-    positions = x[2:] if isinstance(module, _ConvTransposeNd) else y[2:]
-    return Products(positions.numel() * module.weight.numel())
+    size = x if isinstance(module, _ConvTransposeNd) else y
+    return Products(_positions(size) * module.weight.numel())
 
 
 def _count_max_pooling(module: nn.MaxPool2d, x: torch.Size, y: torch.Size) -> Products:

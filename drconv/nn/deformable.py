@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 
-from drconv.nn.per_sample import Pair, at_least_float32, convolve_per_sample, without_autocast
+from drconv.nn.per_sample import Pair, convolve_per_sample
+from drconv.nn.precision import at_least_float32, autocast_dtype, without_autocast
 
 
 class DeformableKernelConv2d(nn.Module):
@@ -162,7 +163,7 @@ class DeformableKernelConv2d(nn.Module):
                 shares = hats[:, 0, :, :, :, None] * hats[:, 1, :, :, None, :]  # B, H', W', S, S
                 values = F.linear(shares.flatten(3), cells).permute(0, 3, 1, 2)  # B, C, H', W'
                 y = y + values * self._shifted(padded, tap, height, width)
-        return y.to(x.dtype)
+        return y.to(autocast_dtype(x) or x.dtype)
 
     def _shifted(self, padded: Tensor, tap: int, height: int, width: int) -> Tensor:
         row, column = (

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from drconv.nn import kernels
 from drconv.nn.kernels.geometry import Geometry
+from drconv.nn.precision import autocast_dtype
 
 Pair = tuple[int, int]
 
@@ -45,10 +46,9 @@ def region_conv2d(
         (B, O, Ho, Wo) in the type and memory format of x.
 
     Raises:
-        ValueError: shapes, types or devices do not fit, or the named kernel cannot run.
+        ValueError: shapes or types do not fit, or the named kernel cannot run.
     """
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(x.device.type)
+    if (dtype := autocast_dtype(x)) is not None:
         x, weight = x.to(dtype), weight.to(dtype)
     geometry = Geometry(_pair(stride), _pair(padding), _pair(dilation), groups)
     _check(x, weight, guide, scale, groups)

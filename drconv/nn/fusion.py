@@ -1,5 +1,6 @@
 """Fold batch norms into the convolutions before them, and ReLUs into DRConvs, for inference."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,11 +8,14 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from drconv.nn.condconv import CondConv2d, Routing
 from drconv.nn.conv import DRConv2d
+from drconv.nn.deformable import DeformableKernelConv2d
 from drconv.nn.guide import Guide
 from drconv.nn.inference import ACTIVATIONS
+from drconv.nn.local import LocalConv2d
 
-_LEAVES = (DRConv2d, Guide, nn.BatchNorm2d)
+_LEAVES = (DRConv2d, CondConv2d, LocalConv2d, DeformableKernelConv2d, Guide, Routing, nn.BatchNorm2d)
 
 
 class _Tracer(fx.Tracer):
@@ -41,9 +45,10 @@ def fuse_for_inference(network: nn.Module) -> nn.Module:
     if network.training:
         raise RuntimeError("the network is in training mode; call network.eval() before fuse_for_inference(network)")
     modules: dict[str, Any] = dict(network.named_modules())
+    uses = Counter(id(parameter) for _, parameter in network.named_parameters(remove_duplicate=False))
     for first, second in _neighbours(_trace(network), modules, (nn.Conv2d, DRConv2d), nn.BatchNorm2d):
         convolution, norm = modules[first], modules[second]
-        if _can_fold(convolution, norm):
+        if _can_fold(convolution, norm) and uses[id(convolution.weight)] == 1:
             _fold(convolution, norm)
             _replace(network, modules, second, _what_remains(norm))
     for activation, limit in ACTIVATIONS.items():
@@ -88,7 +93,7 @@ def _is_identity(module: nn.Module) -> bool:
 
 def _input(node: fx.Node, modules: dict[str, Any]) -> fx.Node:
     """The node whose output this one takes, seen through identities."""
-    before: Any = node.args[0]
+    before: Any = node.args[0] if node.args else next(iter(node.kwargs.values()))
     while before.op == "call_module" and _is_identity(modules[before.target]):
         before = before.args[0]
     return before
@@ -105,11 +110,14 @@ def _is_only_use(before: fx.Node, node: fx.Node) -> bool:
 
 
 def _can_fold(convolution: Any, norm: Any) -> bool:
-    """Channels fit, the norm uses running statistics, and the filters are not mixed experts shared by regions."""
+    """Channels fit, the norm uses running statistics, and nothing makes the filters or watches the modules."""
+    has_hooks = any(m._forward_pre_hooks or m._forward_hooks for m in (convolution, norm))
     return (
         convolution.out_channels == norm.num_features
         and norm.running_var is not None
-        and (not isinstance(convolution, DRConv2d) or convolution.weight.shape[1] == norm.num_features)
+        and not norm.training
+        and "weight" in convolution._parameters
+        and not has_hooks
     )
 
 

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from drconv.nn.precision import without_autocast
+
 Pair = tuple[int, int]
 
 
@@ -44,10 +46,8 @@ class PooledGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, units), or (B, units, K, K) for more than one tap; at least fp32."""
-        if torch.is_autocast_enabled(x.device.type):
-            with torch.autocast(x.device.type, enabled=False):
-                return self._gate(x)
-        return self._gate(x)
+        with without_autocast(x):
+            return self._gate(x)
 
     def _gate(self, x: Tensor) -> Tensor:
         precise = torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -1,6 +1,7 @@
 """The guide: which filter a position uses (section 3.1 of the paper, decisions D2 and D11)."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from drconv.nn.gradients import scale_gradient
 from drconv.nn.inference import run_guided
+from drconv.nn.precision import at_least_float32
 from drconv.nn.shared import SharedSequential
 
 Pair = tuple[int, int]
@@ -62,7 +64,8 @@ class Guide(nn.Module):
         self.logits: Tensor | None = None
         weight = torch.empty(regions, in_channels, *size, device=device, dtype=dtype)
         self.weight = nn.Parameter(weight, requires_grad=not frozen)
-        self.norm = nn.BatchNorm2d(regions, affine=False, device=device) if norm == "batch" else None
+        precise = None if dtype is None else torch.promote_types(dtype, torch.float32)
+        self.norm = LogitNorm(regions, affine=False, device=device, dtype=precise) if norm == "batch" else None
         self.is_pointwise = size == (1, 1) and stride in (1, (1, 1)) and padding in (0, (0, 0))
         self.reset_parameters()
 
@@ -98,6 +101,17 @@ class Guide(nn.Module):
         if self.gradient != 1 or self.feature_gradient != 1:
             text += f", gradient={self.gradient:g}, feature_gradient={self.feature_gradient:g}"
         return text if self.weight.requires_grad else text + ", frozen"
+
+
+class LogitNorm(nn.BatchNorm2d):
+    """Batch norm whose statistics stay in fp32 at least, as the logits do, when the network becomes half precision."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        for name, statistic in self.named_buffers():
+            if statistic.is_floating_point():
+                self._buffers[name] = at_least_float32(statistic)
+        return self
 
 
 class GuidedSequential(SharedSequential):

@@ -28,17 +28,22 @@ def run_layer(
     Returns:
         The output and the logits.
     """
+    if not conv.is_plain or _is_altered(conv):
+        return None
     parameters, generator = conv._parameters, conv._modules.get("generator")
-    run = select_layer(x, parameters["weight"]) if conv.is_plain else None
+    run = select_layer(x, parameters["weight"])
     gate, peak = ({}, 1.0) if generator is None else (generator._parameters, generator.peak)
     statistics = [] if norm is None else _statistics(norm)
     tensors = [gate.get("weight"), parameters.get("bias"), *statistics]
     if run is None or (generator is not None and _is_watched(generator)) or not _is_uniform(tensors, x):
         return None
     logits = guide if isinstance(guide, Tensor) else None
-    own = _inner_guide(guide, x) if logits is None else None
-    if logits is None and own is None:
-        logits = guide(x)
+    own = _inner_guide(guide, x, conv.regions) if logits is None else None
+    if own is None:
+        logits = guide(x) if logits is None else logits
+        if logits.dim() != 4 or logits.shape[1] != conv.regions or logits.shape[0] != x.shape[0]:
+            return None  # to where the error says what is wrong
+        logits = logits.to(x.dtype)
     source, guide_statistics, guide_eps = own or (logits, [], 0.0)
     y, made = run(
         x,
@@ -58,12 +63,14 @@ def run_layer(
     return y, made if logits is None else logits
 
 
-def _inner_guide(guide: Any, x: Tensor) -> tuple[Tensor, list[Any], float] | None:
+def _inner_guide(guide: Any, x: Tensor, regions: int) -> tuple[Tensor, list[Any], float] | None:
     """Filter, [mean, variance] and eps of a guide that the operator can compute itself, else None."""
-    norm, filters = guide._modules.get("norm"), guide._parameters["weight"]
-    statistics = [] if norm is None else _statistics(norm)[:2]
+    norm = guide._modules.get("norm")
     is_busy = guide.keep_logits or _is_watched(guide) or (norm is not None and (norm.training or _is_watched(norm)))
-    if is_busy or not guide.is_pointwise or not _is_uniform([filters, *statistics], x):
+    if is_busy or not guide.is_pointwise:
+        return None
+    filters, statistics = guide._parameters["weight"], [] if norm is None else _statistics(norm)[:2]
+    if filters.shape[0] != regions or not _is_uniform([filters, *statistics], x):
         return None
     return filters, statistics, 0.0 if norm is None else norm.eps
 
@@ -94,7 +101,7 @@ def run_guided(modules: Iterable[nn.Module], x: Tensor, guide: Any) -> tuple[Ten
     while position < len(steps):
         module = steps[position]
         position += 1
-        if type(module).forward is nn.Sequential.forward and not _is_watched(module):
+        if type(module).forward is nn.Sequential.forward:
             x, guide = run_guided(module, x, guide)  # type: ignore[arg-type]
             continue
         takes_guide = getattr(type(module), "takes_guide", False)
@@ -118,7 +125,7 @@ def _tail(conv: Any, following: list[nn.Module]) -> tuple[nn.BatchNorm2d | None,
     for module in following:
         if _is_watched(module):
             break
-        if norm is None and type(module) is nn.BatchNorm2d and not module.training and _is_complete(module):
+        if norm is None and type(module) is nn.BatchNorm2d and _can_join(module, conv):
             norm = module
         elif type(module) in ACTIVATIONS:
             limit = ACTIVATIONS[type(module)]
@@ -130,10 +137,17 @@ def _tail(conv: Any, following: list[nn.Module]) -> tuple[nn.BatchNorm2d | None,
     return norm, limit, count
 
 
-def _is_complete(norm: nn.BatchNorm2d) -> bool:
-    return norm._parameters["weight"] is not None and norm._buffers["running_var"] is not None
+def _can_join(norm: nn.BatchNorm2d, conv: Any) -> bool:
+    """Whether the norm only multiplies and shifts the layer's channels."""
+    is_complete = norm._parameters["weight"] is not None and norm._buffers["running_var"] is not None
+    return is_complete and not norm.training and norm.num_features == conv.out_channels
 
 
 def _is_watched(module: nn.Module) -> bool:
-    """Whether hooks want the module to be called."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Whether the module must be called, because hooks wait for it or its parameters are made on the way."""
+    return bool(module._forward_hooks) or _is_altered(module)
+
+
+def _is_altered(module: nn.Module) -> bool:
+    """Whether a parametrization or a hook before the call (pruning, old weight norm) may make the parameters."""
+    return bool(module._forward_pre_hooks) or "parametrizations" in module._modules

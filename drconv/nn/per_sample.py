@@ -3,25 +3,11 @@
 Shape letters: B batch, C in, O out, K kernel, P positions.
 """
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 Pair = tuple[int, int]
-
-
-def without_autocast(x: Tensor) -> AbstractContextManager:
-    """Context in which the products of routing, mixing and offsets keep their own precision."""
-    if not torch.amp.is_autocast_available(x.device.type):
-        return nullcontext()
-    return torch.autocast(x.device.type, enabled=False)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision raised to fp32; fp32 and fp64 as they are."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def convolve_per_sample(

@@ -1,6 +1,7 @@
 """Which convolutions of a network are replaced, which cannot be, and which of them share a guide."""
 
 import difflib
+from collections import Counter
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 
@@ -114,11 +115,15 @@ def find_blocks(network: nn.Module, selected: Iterable[str]) -> dict[str, list[s
     A convolution belongs to the nearest ``nn.Sequential`` that holds at least two convolutions in a row, nested
     Sequentials included. It must be a block and not a whole network: what else it holds, such as
     squeeze-and-excitation, has at most two convolutions and stands behind the first one. Blocks with a single
-    replaced convolution, and a network that is itself the Sequential, are left out.
+    replaced convolution, a convolution that stands in several places, and a network that is itself the Sequential, are
+    left out.
     """
     modules = dict(network.named_modules())
+    places = Counter(id(module) for _, module in network.named_modules(remove_duplicate=False))
     blocks: dict[str, list[str]] = {}
     for name in selected:
+        if places[id(modules[name])] > 1:
+            continue
         parent = name.rpartition(".")[0]
         while parent and _is_sequence(modules[parent]):
             if len(_chain(modules[parent])) > 1:

@@ -1,8 +1,8 @@
 """A sequence of layers that share one module's output: a guide's logits (D2), or CondConv's routing weights."""
 
-import itertools
 from collections import OrderedDict
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -11,7 +11,7 @@ class SharedSequential(nn.Sequential):
     """A sequence with a head that is computed once on its input, for all layers that take what it gives.
 
     The keys of the wrapped sequence's state dict stay; the head's are added under its name. What it gives reaches the
-    layers in nested plain ``nn.Sequential`` too.
+    layers in nested plain ``nn.Sequential`` too; these are gone through, not called, so that hooks on them rest.
 
     Args:
         modules: the sequence; its modules are taken over, names included.
@@ -25,15 +25,20 @@ class SharedSequential(nn.Sequential):
 
     def __init__(self, modules: nn.Sequential, head: nn.Module) -> None:
         super().__init__(OrderedDict(modules.named_children()))
-        self.add_module(self.name, head)
-        self.train(modules.training)
+        self.add_module(self.name, head.train(modules.training))
+        self.training = modules.training
 
     def __len__(self) -> int:
         """The number of wrapped modules, so that indices mean what they meant before."""
         return len(self._modules) - 1
 
     def __iter__(self) -> Iterator[nn.Module]:
-        return itertools.islice(self._modules.values(), len(self))  # type: ignore[arg-type]
+        return (module for name, module in self._modules.items() if name != self.name)  # type: ignore[misc]
+
+    def __getitem__(self, index: int | slice) -> Any:
+        """A module, or a plain sequence of some of them, whose layers take the shared input no more."""
+        chosen = list(self)[index]
+        return chosen if isinstance(index, int) else nn.Sequential(*chosen)  # type: ignore[misc]
 
     def forward(self, input: Tensor) -> Tensor:
         return _run(self, input, self.get_submodule(self.name)(input), f"takes_{self.name}")

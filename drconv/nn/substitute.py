@@ -95,7 +95,8 @@ def substitute(
     """Replace convolutions of a network, in place.
 
     Stride, padding, dilation, groups, bias, device, type, memory format, mode and ``requires_grad`` are kept. New
-    filters have the spread of those they replace, so the network's own initialisation is respected; biases are kept.
+    filters have the spread of those they replace, so the network's own initialisation is respected; biases are kept,
+    and by ``local`` the filters too. Parameters that convolutions share, and hooks on gradients, are not.
 
     With ``guide="block"`` (D2) the DRConvs inside one ``nn.Sequential`` share a 1x1 guide, computed on its input by
     the ``GuidedSequential`` that takes its place (``find_blocks`` has the rule); all other DRConvs own their guide,
@@ -130,6 +131,9 @@ def substitute(
     new_layers = {name: _replace(old, conv, from_pretrained, layer_options[name]) for name, old in selected.items()}
     old_blocks = {name: network.get_submodule(name) for name in blocks}
     heads = {name: _make_head(block, conv, from_pretrained, options) for name, block in old_blocks.items()}
+    for name, head in heads.items():
+        if not any(selected[layer].weight.requires_grad for layer in blocks[name]):
+            head.requires_grad_(False)
     rows = [_describe(name, selected[name], new, calls) for name, new in new_layers.items()]
     rows += [_describe(f"{name}.{SHARING[conv]}", None, head, calls) for name, head in heads.items()]
     _install(network, {id(selected[name]): new for name, new in new_layers.items()})
@@ -206,6 +210,8 @@ def _replace(old: nn.Conv2d, conv: str, from_pretrained: bool, options: dict[str
         _keep_bias(new, old.bias)
     if not old.weight.requires_grad:
         new.requires_grad_(False)
+    if old.bias is not None and isinstance(new.bias, nn.Parameter):
+        new.bias.requires_grad_(old.bias.requires_grad)
     return new.train(old.training)
 
 

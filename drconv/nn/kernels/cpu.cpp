@@ -24,6 +24,9 @@ Tensor dense(const Tensor& tensor) {
 
 // Whether `tensor` is channels-last, possibly a slice of the channels of such a tensor.
 bool has_rows(const Tensor& tensor) {
+  if (tensor.stride(1) <= 0) {
+    return false;  // expanded channels lie in one place
+  }
   const int64_t row = tensor.stride(3);
   const bool rows_follow = tensor.size(2) == 1 || tensor.stride(2) == tensor.size(3) * row;
   const bool images_follow = tensor.size(0) == 1 || tensor.stride(0) == tensor.size(2) * tensor.size(3) * row;
@@ -55,10 +58,14 @@ struct Epilogue {
   std::optional<double> limit;
 };
 
-// Product of every pixel with its region's filter (O, C), or with its transpose: x has C channels, or O. With `mixing`
-// (B, M, E) the filters are (1, E, O, C), and a region's filter is their sum with its factors.
+// How the product takes its filters: as they are, transposed (x has O channels), or packed once for all calls.
+enum class Filters { kPlain, kTransposed, kKept };
+
+// Product of every pixel with its region's filter (O, C), or with its transpose. With `mixing` (B, M, E) the filters are
+// (1, E, O, C), and a region's filter is their sum with its factors.
 Tensor product(const Tensor& x, const Tensor& weight, const Tensor& logits, const OptionalTensor& scale,
-               bool transposed, const OptionalTensor& mixing = {}, const Epilogue& epilogue = {}) {
+               Filters filters, const OptionalTensor& mixing = {}, const Epilogue& epilogue = {}) {
+  const bool transposed = filters == Filters::kTransposed;
   const int64_t outputs = weight.size(transposed ? 3 : 2);
   Tensor y = at::empty({x.size(0), outputs, x.size(2), x.size(3)}, x.options(), x.suggest_memory_format());
   if (y.numel() == 0) {
@@ -67,10 +74,10 @@ Tensor product(const Tensor& x, const Tensor& weight, const Tensor& logits, cons
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "cpu_region_conv2d", [&] {
     const Panels<scalar_t> panels(weight.size(1), outputs, x.size(1));
     const bool shared = weight.size(0) == 1;
-    const bool trains = transposed || (at::GradMode::is_enabled() && weight.requires_grad());
     Tensor packed;
     if (shared) {
-      packed = trains ? pack<scalar_t>(weight, panels, transposed) : packed_filters().get<scalar_t>(weight, panels);
+      packed = filters == Filters::kKept ? packed_filters().get<scalar_t>(weight, panels)
+                                         : pack<scalar_t>(weight, panels, transposed);
     }
     const Forward<scalar_t> forward{
         picture<const scalar_t>(x), logits.defined() ? picture<const scalar_t>(logits) : no_picture<const scalar_t>(),
@@ -89,7 +96,7 @@ OptionalTensor contiguous(const OptionalTensor& tensor) {
 }
 
 Tensor forward_cpu(const Tensor& x, const Tensor& weight, const Tensor& logits, const OptionalTensor& scale) {
-  return product(dense(x), weight.contiguous(), dense(logits), contiguous(scale), false);
+  return product(dense(x), weight.contiguous(), dense(logits), contiguous(scale), Filters::kPlain);
 }
 
 Tensor readable(const Tensor& x) {
@@ -148,16 +155,17 @@ Pair layer_cpu(const Tensor& x_, const Tensor& weight, const Tensor& guide, bool
   const Tensor x = readable(x_);
   const Tensor given = has_logits ? guide
                                   : product(x, guide.contiguous().unsqueeze(0).unsqueeze(0), Tensor(), std::nullopt,
-                                            false, {}, fold(std::nullopt, guide_norm, guide_eps, std::nullopt));
+                                            Filters::kKept, {}, fold(std::nullopt, guide_norm, guide_eps, std::nullopt));
   const bool fits = given.size(2) == x.size(2) && given.size(3) == x.size(3);
   const Tensor logits = dense(fits ? given : at::upsample_nearest2d(given, x.sizes().slice(2)));
   OptionalTensor scale, mixing;
   if (gate_weight && x.numel() > 0) {
-    (gate_weight->size(0) == logits.size(1) ? scale : mixing) =
+    const bool is_scale = weight.size(0) == logits.size(1) && gate_weight->size(0) == logits.size(1);
+    (is_scale ? scale : mixing) =
         gate(x, gate_weight->contiguous(), gate_bias->contiguous(), peak);
   }
   const Tensor filters = weight.contiguous().unsqueeze(0);
-  return {product(x, filters, logits, scale, false, mixing, fold(bias, norm, eps, limit)),
+  return {product(x, filters, logits, scale, Filters::kKept, mixing, fold(bias, norm, eps, limit)),
           has_logits ? at::empty({0}, x.options()) : given};
 }
 
@@ -194,11 +202,11 @@ using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 void masked_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& logits,
                      const OptionalTensor& scale, bool needs_scale, Tensor& grad_x, Tensor& grad_scale) {
   if (!needs_scale) {
-    grad_x = product(grad, weight, logits, scale, true);
+    grad_x = product(grad, weight, logits, scale, Filters::kTransposed);
     return;
   }
   const Tensor mask = logits.argmax(1, true), sums = at::zeros_like(*scale);
-  grad_x = product(grad, weight, logits, std::nullopt, true);
+  grad_x = product(grad, weight, logits, std::nullopt, Filters::kTransposed);
   grad_scale = sums.scatter_add(1, mask.flatten(1), grad_x.mul(x).sum(1).flatten(1));
   grad_x.mul_(scale->gather(1, mask.flatten(1)).view_as(mask));
 }

@@ -13,7 +13,7 @@ import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ def _load() -> bool:
     try:
         torch.ops.load_library(_build())
         torch.library.register_autograd("drconv::cpu_region_conv2d", _backward, setup_context=_keep)
+        torch.library.register_autograd("drconv::cpu_region_conv2d_backward", _second_backward)
     except (ImportError, OSError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         _LOGGER.warning("the C++ kernel of DRConv could not be built, the torch kernel is used: %s", reason)
@@ -55,7 +56,7 @@ def _build() -> Path:
     capability = torch.backends.cpu.get_cpu_capability()
     sources = sorted(Path(__file__).parent.glob("cpu*.[ch]*"))
     digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources if source.suffix != ".py"))
-    digest.update(f"{torch.__version__} {capability} {platform.machine()}".encode())
+    digest.update(f"{torch.__version__} {platform.machine()} {_flags(capability)}".encode())
     name = f"drconv_cpu_{digest.hexdigest()[:16]}"
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "drconv"
     folder = Path(root) / name
@@ -74,14 +75,18 @@ def _compile(name: str, folder: Path, capability: str) -> None:
 
     (folder / "lock").unlink(missing_ok=True)  # the loader's own lock, of a process that was killed
     _LOGGER.info("building the C++ kernel of DRConv, once, for about a minute")
-    flags = [f"-DCPU_CAPABILITY={capability}", f"-DCPU_CAPABILITY_{capability}", *_FLAGS.get(capability, [])]
     cpp_extension.load(
         name=name,
         sources=[str(Path(__file__).with_name("cpu.cpp"))],
-        extra_cflags=["-O3", "-std=c++20", "-fopenmp", "-DAT_PARALLEL_OPENMP=1", *flags],
+        extra_cflags=_flags(capability),
         build_directory=str(folder),
         is_python_module=False,
     )
+
+
+def _flags(capability: str) -> list[str]:
+    macros = ["-DAT_PARALLEL_OPENMP=1", f"-DCPU_CAPABILITY={capability}", f"-DCPU_CAPABILITY_{capability}"]
+    return ["-O3", "-std=c++20", "-fopenmp", *macros, *_FLAGS.get(capability, [])]
 
 
 def supports(
@@ -128,6 +133,10 @@ def _backward(context: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     saved, needs = context.saved_tensors, context.needs_input_grad
     gradients = torch.ops.drconv.cpu_region_conv2d_backward.default(grad, *saved, *needs)
     return tuple(gradient if is_needed else None for gradient, is_needed in zip(gradients, needs, strict=True))
+
+
+def _second_backward(context: Any, *grads: Tensor) -> NoReturn:
+    raise RuntimeError('the C++ kernel of DRConv has no second derivative; use kernel="reference" for it')
 
 
 def region_conv2d(

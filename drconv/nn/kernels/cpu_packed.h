@@ -26,8 +26,9 @@ at::Tensor pack(const at::Tensor& weight, const Panels<T>& panels, bool transpos
   return packed;
 }
 
-// Packed filters of weights that do not train, so that inference packs once. An entry is valid for the same living
-// storage, version and a sample of the values: the sample notices writes through `.data`, which leave the version alone.
+// Packed filters for calls without gradients, so that inference packs once. An entry is valid for the same living
+// storage, version and a sample of the values. The sample is for writes through `.data`, which leave the version alone:
+// it notices those of a whole tensor, not of a few elements.
 class PackedFilters {
  public:
   template <typename T>

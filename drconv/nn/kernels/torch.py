@@ -172,7 +172,7 @@ def _softmax_backward(logits: Tensor, dots: Tensor, scale: Tensor | None) -> Ten
     """Eq. 8 on the products of Eq. 7, scaled: (B, P, M, taps) to (B, M, Ho, Wo)."""
     batch, regions, height, width = logits.shape
     if scale is not None:
-        dots = dots * scale.view(batch, 1, regions, -1)
+        dots = dots * scale.reshape(batch, 1, regions, -1)
     by_mask = dots.sum(3).transpose(1, 2).unflatten(2, (height, width))
     soft = logits.softmax(1)
     return soft * (by_mask - (soft * by_mask).sum(1, keepdim=True))
