@@ -80,6 +80,17 @@ def test_experts_start_as_released() -> None:
     assert conv.generator.weight.std().item() == pytest.approx(0.01, rel=0.1)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_meta_device_and_double_precision_under_autocast(form: str) -> None:
+    conv = DRConv2d(4, 6, 3, padding=1, **FORMS[form], device="meta")
+    assert conv(torch.empty(2, 4, 5, 5, device="meta")).shape == (2, 6, 5, 5)
+    conv = DRConv2d(4, 6, 1, **FORMS[form]).double()
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(conv(x), conv(x.clone()))
+        assert conv(x).dtype == torch.float64
+
+
 def test_shared_guide_is_needed() -> None:
     conv = DRConv2d(4, 6, 1, guide="shared")
     x = torch.randn(2, 4, 5, 5)

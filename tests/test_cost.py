@@ -192,6 +192,24 @@ def test_pooling_and_linear_layers_by_both_conventions() -> None:
     assert [layer.paper_multiply_adds for layer in cost.layers] == [3 * 3 * 64, 5 * 3 * 4, (2 * 12 - 1) * 5]
 
 
+class Patches(nn.Module):
+    """Folds the four quarters of a picture into the batch, as patch networks do."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(torch.cat([half for part in x.chunk(2, 2) for half in part.chunk(2, 3)]))
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(3, 5, 3), LocalConv2d(3, 5, 1, input_size=(8, 8)), nn.ConvTranspose2d(3, 5, 3)]
+)
+def test_pictures_cut_into_patches(layer: nn.Module) -> None:
+    assert count_cost(Patches(layer), 16).multiply_adds == 4 * count_cost(layer, 8).multiply_adds
+
+
 def test_the_network_is_left_as_it_was() -> None:
     network = torchvision.models.shufflenet_v2_x0_5()
     network.stage2.eval()

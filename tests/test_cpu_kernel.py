@@ -162,6 +162,24 @@ def test_packed_filters_follow_the_weight(through_data: bool) -> None:
         torch.testing.assert_close(conv(x), 2 * before)
 
 
+def test_gradients_of_the_weight_are_those_of_differences() -> None:
+    """gradcheck writes single elements through ``.data``: filters packed for an earlier call must not be taken."""
+    x, logits, scale = torch.randn(2, 3, 4, 4), torch.randn(2, 4, 4, 4), torch.rand(2, 4)
+    weight = torch.randn(1, 4, 5, 3, 1, 1, dtype=torch.float64, requires_grad=True)
+    fixed = (x.double(), logits.double(), scale.double())
+    assert torch.autograd.gradcheck(
+        lambda w: cpu.region_conv2d(fixed[0], w, fixed[1], fixed[2], GEOMETRY), weight, fast_mode=False
+    )
+
+
+def test_second_derivatives_are_refused() -> None:
+    x = torch.randn(1, 3, 4, 4, requires_grad=True)
+    y = cpu.region_conv2d(x, torch.randn(1, 2, 5, 3, 1, 1), torch.randn(1, 2, 4, 4), None, GEOMETRY)
+    (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        gradient.sum().backward()
+
+
 def test_ties_go_to_the_lowest_region() -> None:
     weight = torch.arange(3.0).view(1, 3, 1, 1, 1, 1)
     logits = torch.tensor([[0.0, 1, 1], [2, 2, 2]]).T.reshape(1, 3, 1, 2)

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from drconv.config import ModelConfig
-from drconv.nn import DRConv2d, fuse_for_inference, substitute
+from drconv.nn import CondConv2d, DeformableKernelConv2d, DRConv2d, LocalConv2d, fuse_for_inference, substitute
 from models import create_model
 
 
@@ -71,6 +72,27 @@ def test_norm_stays_where_the_output_is_used_twice() -> None:
 class Undecided(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x if x.sum() > 0 else -x
+
+
+def test_what_cannot_be_folded_stays() -> None:
+    """Filters that are made before each call or used twice, norms that use the batch's statistics."""
+    made = nn.Sequential(parametrizations.weight_norm(nn.Conv2d(3, 4, 1)), nn.BatchNorm2d(4))
+    tied = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+    tied[2].weight = tied[0].weight
+    watched = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    watched[0].register_forward_hook(lambda module, inputs, output: 2 * output)
+    for network in (made, tied, watched):
+        assert_fused_alike(settle(network))
+    training = settle(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
+    training[1].train()
+    assert_fused_alike(training)
+
+
+def test_rivals_are_passed_by() -> None:
+    rivals = [CondConv2d(3, 4, 1), LocalConv2d(4, 4, 1, input_size=(64, 64)), DeformableKernelConv2d(4, 3, 1)]
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), *rivals)
+    assert_fused_alike(settle(network))
+    assert isinstance(network[1], nn.Identity)
 
 
 def test_errors_say_what_to_do() -> None:

@@ -72,6 +72,24 @@ def test_sequence_shares_one_guide() -> None:
     assert isinstance(block[-1], nn.Sequential)
 
 
+def test_sequence_is_indexed_and_extended_like_the_one_it_wraps() -> None:
+    layers = [DRConv2d(4, 4, 1, guide="shared"), nn.ReLU()]
+    block = GuidedSequential(nn.Sequential(*layers), Guide(4, 8))
+    block.append(nn.Conv2d(4, 3, 1))
+    assert [type(module) for module in block] == [DRConv2d, nn.ReLU, nn.Conv2d]
+    assert block[-1].out_channels == 3
+    assert [type(module) for module in block[:2]] == [DRConv2d, nn.ReLU]
+    assert block(torch.randn(1, 4, 5, 5)).shape == (1, 3, 5, 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("how", ["built", "moved"])
+def test_normalised_guide_in_any_precision(how: str, dtype: torch.dtype) -> None:
+    guide = Guide(4, 8, norm="batch", dtype=dtype if how == "built" else None).to(dtype)
+    logits = guide(torch.randn(2, 4, 5, 5, dtype=dtype))
+    assert logits.dtype == guide.norm.running_mean.dtype == torch.promote_types(dtype, torch.float32)
+
+
 def test_sequence_keeps_the_names_of_its_state() -> None:
     block = _block()
     keys = set(nn.Sequential(*block).state_dict())

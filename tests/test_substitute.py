@@ -173,6 +173,38 @@ def test_a_network_that_cannot_be_run_is_still_substituted() -> None:
     assert "does not take an input" in str(table)
 
 
+def test_frozen_networks_stay_frozen_with_their_norms() -> None:
+    network = build_mobilenetv2(0.25, 5).requires_grad_(False)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    substitute(network, layers=is_pointwise)
+    assert not [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    norms = [module for module in network.modules() if type(module) is nn.BatchNorm2d]
+    assert norms
+    assert not any(norm.training for norm in norms)
+    conv = nn.Sequential(nn.Conv2d(3, 4, 1))
+    conv[0].bias.requires_grad_(False)
+    substitute(conv, layers="0")
+    assert conv[0].weight.requires_grad
+    assert not conv[0].bias.requires_grad
+
+
+def test_a_convolution_in_two_blocks_owns_its_guide() -> None:
+    shared = nn.Conv2d(3, 3, 1)
+    blocks = [nn.Sequential(shared, nn.ReLU(), nn.Conv2d(3, 3, 1)) for _ in range(2)]
+    network = nn.Sequential(nn.Sequential(*blocks))
+    substitute(network, layers=is_pointwise, input_size=8)
+    assert network(torch.randn(1, 3, 8, 8)).shape == (1, 3, 8, 8)
+
+
+def test_lazy_layers_elsewhere_stay_lazy() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.LazyLinear(2))
+    table = substitute(network, layers="0")
+    assert "lazy" in table.note
+    assert network(torch.randn(2, 3, 8, 8)).shape == (2, 2)
+
+
 def test_options_reach_layers_and_guides() -> None:
     network = _small_network()
     options = {"guide_norm": "batch", "guide_gradient": 0.5, "feature_gradient": 0.0, "guide_stride": 2}

@@ -1,0 +1,77 @@
+"""Without gradients a layer takes a shorter way; whatever is done to it, the result and the errors stay the same."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+
+from drconv.nn import DRConv2d, Guide, GuidedSequential
+
+
+def assert_alike(network: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    expected = network(x).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), expected)
+
+
+@pytest.mark.parametrize("experts", [1, 8])
+def test_experts_as_many_as_regions_or_one(experts: int) -> None:
+    conv = DRConv2d(4, 6, 1, regions=8, generator="experts", experts=experts).double()
+    nn.init.normal_(conv.generator.weight)
+    assert_alike(conv, torch.randn(2, 4, 5, 5, dtype=torch.float64))
+
+
+def test_expanded_channels() -> None:
+    conv = DRConv2d(4, 6, 1).double()
+    nn.init.normal_(conv.generator.weight)
+    assert_alike(conv, torch.rand(2, 1, 8, 8, dtype=torch.float64).expand(2, 4, 8, 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_of_another_type(dtype: torch.dtype) -> None:
+    conv = DRConv2d(4, 6, 1, guide="shared").double()
+    logits = torch.randn(2, 8, 5, 5).to(dtype)
+    assert_alike(lambda x: conv(x, logits), torch.randn(2, 4, 5, 5, dtype=torch.float64))
+
+
+def test_logits_and_norms_that_do_not_fit_are_refused() -> None:
+    conv = DRConv2d(8, 8, 1, regions=4, scale=False, guide="shared")
+    x = torch.randn(2, 8, 9, 9)
+    blocks = [
+        (lambda: conv(x, torch.randn(2, 8, 9, 9)), "guide is"),
+        (lambda: conv(x, torch.randn(1, 4, 9, 9)), "guide is"),
+        (lambda: GuidedSequential(nn.Sequential(conv), Guide(8, 8))(x), "guide is"),
+        (lambda: GuidedSequential(nn.Sequential(conv, nn.BatchNorm2d(9)), Guide(8, 4)).eval()(x), "running_mean"),
+    ]
+    for call, message in blocks:
+        with torch.no_grad(), pytest.raises((ValueError, RuntimeError), match=message):
+            call()
+
+
+@pytest.mark.parametrize("target", ["weight", "bias", "generator.weight", "guide.weight"])
+@pytest.mark.parametrize("how", ["parametrised", "pruned"])
+def test_parameters_that_are_made_before_the_call(how: str, target: str) -> None:
+    conv = DRConv2d(5, 6, 1).double()
+    nn.init.normal_(conv.generator.weight)
+    owner, _, name = target.rpartition(".")
+    module = conv.get_submodule(owner)
+    if how == "pruned":
+        prune.random_unstructured(module, name, amount=0.5)
+    elif name == "bias":
+        nn.utils.parametrize.register_parametrization(module, name, nn.Tanh())
+    else:
+        parametrizations.weight_norm(module, name)
+    assert_alike(conv, torch.randn(3, 5, 4, 4, dtype=torch.float64))
+
+
+def test_hooks_on_all_modules_of_a_block() -> None:
+    inner = nn.Sequential(DRConv2d(5, 6, 1, guide="shared"), nn.BatchNorm2d(6), nn.ReLU())
+    block = GuidedSequential(nn.Sequential(inner, DRConv2d(6, 5, 1, guide="shared")), Guide(5, 8)).double().eval()
+    seen: list[type] = []
+    for module in block.modules():
+        module.register_forward_hook(lambda module, *_: seen.append(type(module)))
+    assert_alike(block, torch.randn(3, 5, 4, 4, dtype=torch.float64))
+    assert seen.count(DRConv2d) == 4
+    assert seen.count(nn.ReLU) == 2
