@@ -110,11 +110,11 @@ def random_problem(
     channels: int = 4,
     out_channels: int = 6,
     groups: int = 1,
-    kernel: int = 1,
+    kernel: int | Pair = 1,
     size: Pair = (5, 4),
-    stride: int = 1,
-    padding: int = 0,
-    dilation: int = 1,
+    stride: int | Pair = 1,
+    padding: int | Pair = 0,
+    dilation: int | Pair = 1,
     per_sample: bool = False,
     scale: str = "region",
     dtype: torch.dtype = torch.float64,
@@ -122,6 +122,7 @@ def random_problem(
     seed: int = 0,
 ) -> Problem:
     """A drawn problem; ``scale`` is "none", "region" or "tap"."""
+    taps, steps, border, spread = (v if isinstance(v, tuple) else (v, v) for v in (kernel, stride, padding, dilation))
     generator = torch.Generator().manual_seed(seed)
     precise = torch.float64 if dtype == torch.float64 else torch.float32
 
@@ -132,15 +133,16 @@ def random_problem(
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
     filters = batch if per_sample else 1
-    weight = draw(filters, regions, out_channels, channels // groups, kernel, kernel) * channels**-0.5
-    extent = dilation * (kernel - 1) + 1
-    out = [(side + 2 * padding - extent) // stride + 1 for side in size]
+    weight = draw(filters, regions, out_channels, channels // groups, *taps) * channels**-0.5
+    out = [
+        (side + 2 * p - d * (k - 1) - 1) // s + 1
+        for side, k, s, p, d in zip(size, taps, steps, border, spread, strict=True)
+    ]
     logits = draw(batch, regions, *out, dtype=precise)
-    shapes = {"none": None, "region": (batch, regions), "tap": (batch, regions, kernel, kernel)}
+    shapes = {"none": None, "region": (batch, regions), "tap": (batch, regions, *taps)}
     shape = shapes[scale]
     factors = None if shape is None else torch.sigmoid(draw(*shape, dtype=precise))
-    pairs = [(value, value) for value in (stride, padding, dilation)]
-    return Problem(x, weight, logits, factors, *pairs, groups)
+    return Problem(x, weight, logits, factors, steps, border, spread, groups)
 
 
 def run_kernel(function, p: Problem, grad_output: Tensor) -> Answer:

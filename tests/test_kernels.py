@@ -6,6 +6,7 @@ The Triton kernel runs here only where TRITON_INTERPRET=1 is set, as ``test_trit
 import functools
 import itertools
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -105,16 +106,17 @@ def test_half_precision(name: str, case: str, dtype: torch.dtype) -> None:
     assert_conforms(name, solved_case(case, dtype))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     data=st.fixed_dictionaries(
         {
-            "batch": st.integers(1, 3),
-            "regions": st.integers(1, 9),
-            "kernel": st.integers(1, 3),
-            "size": st.tuples(st.integers(3, 6), st.integers(3, 6)),
-            "stride": st.integers(1, 3),
-            "padding": st.integers(0, 2),
+            "batch": st.integers(0, 3),
+            "regions": st.sampled_from([1, 2, 3, 5, 8, 9, 32]),
+            "kernel": st.integers(1, 3) | st.tuples(st.integers(1, 3), st.integers(1, 3)),
+            "size": st.tuples(st.integers(5, 7), st.integers(5, 7)),
+            "stride": st.integers(1, 3) | st.tuples(st.integers(1, 3), st.integers(1, 3)),
+            "padding": st.integers(0, 2) | st.tuples(st.integers(0, 2), st.integers(0, 2)),
+            "dilation": st.integers(1, 2) | st.tuples(st.integers(1, 2), st.integers(1, 2)),
             "per_sample": st.booleans(),
             "channels_last": st.booleans(),
             "scale": st.sampled_from(["none", "region", "tap"]),
@@ -214,3 +216,11 @@ def test_deterministic(name: str) -> None:
     first = run_kernel(module.region_conv2d, problem, grad).tensors()
     again = run_kernel(module.region_conv2d, problem, grad).tensors()
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scale_of_any_layout(name: str) -> None:
+    problem, grad, expected = solved_case("window_tap", torch.float64)
+    assert problem.scale is not None
+    turned = replace(problem, scale=problem.scale.mT.contiguous().mT)
+    assert_conforms(name, (turned, grad, expected))

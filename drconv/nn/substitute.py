@@ -206,7 +206,8 @@ def _replace(old: nn.Conv2d, conv: str, from_pretrained: bool, options: dict[str
     if from_pretrained or conv == "local":
         new.load_filter(old.weight.detach(), None if old.bias is None else old.bias.detach())
     else:
-        new.reset_parameters(std=float(old.weight.detach().square().mean().sqrt()))
+        spread = None if old.weight.is_meta else float(old.weight.detach().square().mean().sqrt())
+        new.reset_parameters(std=spread)
         _keep_bias(new, old.bias)
     if not old.weight.requires_grad:
         new.requires_grad_(False)
