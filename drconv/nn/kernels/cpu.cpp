@@ -58,26 +58,42 @@ struct Epilogue {
   std::optional<double> limit;
 };
 
-// How the product takes its filters: as they are, transposed (x has O channels), or packed once for all calls.
-enum class Filters { kPlain, kTransposed, kKept };
+// Filters (images, regions, O, C), and how the product takes them: as they are, transposed, or packed once for all calls.
+struct Filters {
+  enum Use { kPlain, kTransposed, kKept };
+  Tensor weight;
+  int64_t images, regions, outputs, inputs;
+  Use use;
 
-// Product of every pixel with its region's filter (O, C), or with its transpose. With `mixing` (B, M, E) the filters are
+  // From a contiguous (B or 1, M, O, C, 1, 1).
+  static Filters of_images(const Tensor& weight, Use use) {
+    return {weight, weight.size(0), weight.size(1), weight.size(2), weight.size(3), use};
+  }
+  // From (M, O, C, 1, 1), or a convolution's (O, C, 1, 1).
+  static Filters of_layer(const Tensor& weight) {
+    const int64_t last = weight.dim() - 3;
+    return {weight.contiguous(), 1, last == 2 ? weight.size(0) : 1, weight.size(last - 1), weight.size(last), kKept};
+  }
+};
+
+// Product of every pixel with its region's filter, or with its transpose. With `mixing` (B, M, E) the filters are
 // (1, E, O, C), and a region's filter is their sum with its factors.
-Tensor product(const Tensor& x, const Tensor& weight, const Tensor& logits, const OptionalTensor& scale,
-               Filters filters, const OptionalTensor& mixing = {}, const Epilogue& epilogue = {}) {
-  const bool transposed = filters == Filters::kTransposed;
-  const int64_t outputs = weight.size(transposed ? 3 : 2);
+Tensor product(const Tensor& x, const Filters& filters, const Tensor& logits, const OptionalTensor& scale,
+               const OptionalTensor& mixing = {}, const Epilogue& epilogue = {}) {
+  const Tensor& weight = filters.weight;
+  const bool transposed = filters.use == Filters::kTransposed;
+  const int64_t outputs = transposed ? filters.inputs : filters.outputs;
   Tensor y = at::empty({x.size(0), outputs, x.size(2), x.size(3)}, x.options(), x.suggest_memory_format());
   if (y.numel() == 0) {
     return y;
   }
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "cpu_region_conv2d", [&] {
-    const Panels<scalar_t> panels(weight.size(1), outputs, x.size(1));
-    const bool shared = weight.size(0) == 1;
+    const Panels<scalar_t> panels(filters.regions, outputs, x.size(1));
+    const bool shared = filters.images == 1;
     Tensor packed;
     if (shared) {
-      packed = filters == Filters::kKept ? packed_filters().get<scalar_t>(weight, panels)
-                                         : pack<scalar_t>(weight, panels, transposed);
+      packed = filters.use == Filters::kKept ? packed_filters().get<scalar_t>(weight, panels)
+                                             : pack<scalar_t>(weight, panels, transposed);
     }
     const Forward<scalar_t> forward{
         picture<const scalar_t>(x), logits.defined() ? picture<const scalar_t>(logits) : no_picture<const scalar_t>(),
@@ -96,7 +112,8 @@ OptionalTensor contiguous(const OptionalTensor& tensor) {
 }
 
 Tensor forward_cpu(const Tensor& x, const Tensor& weight, const Tensor& logits, const OptionalTensor& scale) {
-  return product(dense(x), weight.contiguous(), dense(logits), contiguous(scale), Filters::kPlain);
+  return product(
+      dense(x), Filters::of_images(weight.contiguous(), Filters::kPlain), dense(logits), contiguous(scale));
 }
 
 Tensor readable(const Tensor& x) {
@@ -154,8 +171,8 @@ Pair layer_cpu(const Tensor& x_, const Tensor& weight, const Tensor& guide, bool
       " do not fit; use (B, C, H, W), (M, O, C, 1, 1) and logits (B, M, H', W') or a filter (M, C, 1, 1)");
   const Tensor x = readable(x_);
   const Tensor given = has_logits ? guide
-                                  : product(x, guide.contiguous().unsqueeze(0).unsqueeze(0), Tensor(), std::nullopt,
-                                            Filters::kKept, {}, fold(std::nullopt, guide_norm, guide_eps, std::nullopt));
+                                  : product(x, Filters::of_layer(guide), Tensor(), std::nullopt, {},
+                                            fold(std::nullopt, guide_norm, guide_eps, std::nullopt));
   const bool fits = given.size(2) == x.size(2) && given.size(3) == x.size(3);
   const Tensor logits = dense(fits ? given : at::upsample_nearest2d(given, x.sizes().slice(2)));
   OptionalTensor scale, mixing;
@@ -164,8 +181,7 @@ Pair layer_cpu(const Tensor& x_, const Tensor& weight, const Tensor& guide, bool
     (is_scale ? scale : mixing) =
         gate(x, gate_weight->contiguous(), gate_bias->contiguous(), peak);
   }
-  const Tensor filters = weight.contiguous().unsqueeze(0);
-  return {product(x, filters, logits, scale, Filters::kKept, mixing, fold(bias, norm, eps, limit)),
+  return {product(x, Filters::of_layer(weight), logits, scale, mixing, fold(bias, norm, eps, limit)),
           has_logits ? at::empty({0}, x.options()) : given};
 }
 
@@ -201,12 +217,13 @@ using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 // The mask without the guide's gradient: only each pixel's own region is multiplied.
 void masked_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& logits,
                      const OptionalTensor& scale, bool needs_scale, Tensor& grad_x, Tensor& grad_scale) {
+  const Filters filters = Filters::of_images(weight, Filters::kTransposed);
   if (!needs_scale) {
-    grad_x = product(grad, weight, logits, scale, Filters::kTransposed);
+    grad_x = product(grad, filters, logits, scale);
     return;
   }
   const Tensor mask = logits.argmax(1, true), sums = at::zeros_like(*scale);
-  grad_x = product(grad, weight, logits, std::nullopt, Filters::kTransposed);
+  grad_x = product(grad, filters, logits, std::nullopt);
   grad_scale = sums.scatter_add(1, mask.flatten(1), grad_x.mul(x).sum(1).flatten(1));
   grad_x.mul_(scale->gather(1, mask.flatten(1)).view_as(mask));
 }
