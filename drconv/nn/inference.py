@@ -96,7 +96,8 @@ def run_guided(modules: Iterable[nn.Module], x: Tensor, guide: Any) -> tuple[Ten
     Returns:
         The output and the logits.
     """
-    steps = list(modules)
+    # Identities are what fusion leaves behind.
+    steps = [module for module in modules if type(module) is not nn.Identity or _is_watched(module)]
     position = 0
     while position < len(steps):
         module = steps[position]
