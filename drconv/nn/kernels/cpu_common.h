@@ -174,8 +174,9 @@ struct Regions {
   Regions(const Picture<const T>& logits, const T* scales, int64_t begin, int64_t end)
       : start(logits.channels + 1, 0) {
     const int64_t rows = end - begin, regions = logits.channels;
-    int32_t* mask = scratch<int32_t, 0>(2 * rows);
+    int32_t* mask = scratch<int32_t, 0>(2 * rows + kRows<T>);  // the product looks a tile ahead
     order = mask + rows;
+    std::fill_n(order + rows, kRows<T>, 0);
     T* lanes = scratch<T, 0>((regions + 1) * rows);
     scale = lanes + regions * rows;
     if (!logits.data) {  // one region: a standard convolution

@@ -82,6 +82,12 @@ struct Forward {
     const int64_t in_row = x.channels_last ? x.row : x.channels, in_step = x.channels_last ? x.step : 1;
     ScatteredRows<T, R> rows;
     c10::ForcedUnroll<R>{}([&](auto r) DRCONV_INLINE { rows.rows[r] = in + order[r] * in_row; });
+    // The rows of the next tile lie anywhere, where no hardware looks ahead.
+    c10::ForcedUnroll<R>{}([&](auto r) DRCONV_INLINE {
+      const T* next = in + order[R + r] * in_row;
+      __builtin_prefetch(next);
+      __builtin_prefetch(next + 64 / sizeof(T));
+    });
     Vec<T> sums[R][V];
     multiply<T, R, V>(rows, in_step, weight, V * kLanes<T>, x.channels, sums);
     const int64_t left = panels.outputs - channel;
