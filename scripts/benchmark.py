@@ -5,124 +5,71 @@
 
 Every round runs all sides one after the other, so that a disturbance meets them alike; printed are medians, the middle
 half of the rounds, and the median over the rounds of the ratio to the first side. On CUDA times come from events.
+
+Sides: plain; grouped and experts, DRConv with either generator; dense, grouped by the reference kernel, which computes
+all m outputs and selects, as everyone implements it; condconv, timm's layer with 8 experts and one routing per block;
+fused, grouped after ``fuse_for_inference``. "dense / grouped" rows are ratios of these two sides.
+
+Parts: inference, training (a step at batch 32) and memory (what such a step adds) of the networks; layers, single ones
+over their real shapes, inference and forward + backward; shares, how much of the plain training step the replaced
+convolutions take, and the floor it sets; regions, resolution, batch and threads, growth for the first network.
 """
 
 import argparse
 import json
-import multiprocessing
 import os
-import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from torch import Tensor, nn
 
-from drconv.config import DRConvConfig, ModelConfig
-from drconv.nn import DRConv2d, fuse_for_inference
-from models import create_model
+from scripts import benchmark_layers
+from scripts.benchmark_memory import missing_for, peak_memory
+from scripts.benchmark_shares import floor_of_step, shares_of_step
+from scripts.benchmark_sides import NETWORKS, SIDES, build, image, inference, training_step
 
-NETWORKS = {
-    "shufflenetv2_0.5x": ("shufflenetv2", 0.5),
-    "shufflenetv2_1x": ("shufflenetv2", 1.0),
-    "mobilenetv1": ("mobilenetv1", 1.0),
-    "mobilenetv2": ("mobilenetv2", 1.0),
-    "mobilefacenet": ("mobilefacenet", 1.0),
-}
 Times = dict[str, list[float]]
-SIDES = ("plain", "grouped", "experts", "dense", "condconv", "fused")
-PARTS = ("inference", "training", "memory", "layers", "regions", "resolution", "batch", "threads")
-# Targets of the ratio to the plain network: at batch 1, at batch 32, of a training step, of its peak memory.
+PARTS = ("inference", "training", "memory", "layers", "shares", "regions", "resolution", "batch", "threads")
+QUOTIENT = "dense / grouped"
+# Targets of the ratio to the plain network, at most; of a quotient, at least.
 TARGETS = {
     ("inference", 1, "grouped"): 1.20,
     ("inference", 32, "grouped"): 1.25,
     ("inference", 1, "experts"): 2.0,
     ("inference", 32, "experts"): 2.0,
-    ("inference", 1, "fused"): 1.0,
-    ("inference", 32, "fused"): 1.0,
     ("training", 32, "grouped"): 1.8,
     ("memory", 32, "grouped"): 1.4,
+    ("inference", 1, QUOTIENT): 3.0,
+    ("inference", 32, QUOTIENT): 3.0,
+    ("training", 32, QUOTIENT): 2.0,
 }
-LAYERS = ((24, 24, 28), (48, 48, 14), (96, 96, 7), (58, 58, 28), (116, 116, 14), (232, 232, 7), (320, 1280, 7))
+FUSED_TARGET = ("shufflenetv2_0.5x", 1.0)  # the network that has one
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement: milliseconds, or MiB for memory; the ratio is to the first side of the same case."""
+    """One measurement: milliseconds, MiB (memory), percent (shares), or nothing (a quotient of two sides).
+
+    The ratio is to the first side of the same case; of shares, the floor; of a quotient, the median itself.
+    """
 
     part: str
     case: str
     batch: int
     side: str
+    unit: str
     median: float
     low: float
     high: float
     ratio: float
-    target: float | None
-    roofline: float | None = None
-
-
-@contextmanager
-def kernel(name: str | None) -> Iterator[None]:
-    """Force a kernel through the environment variable."""
-    before = os.environ.pop("DRCONV_KERNEL", None)
-    if name:
-        os.environ["DRCONV_KERNEL"] = name
-    try:
-        yield
-    finally:
-        os.environ.pop("DRCONV_KERNEL", None)
-        if before:
-            os.environ["DRCONV_KERNEL"] = before
-
-
-def image(network: str, batch: int, size: int, device: str) -> Tensor:
-    shape = (3, 112, 96) if network == "mobilefacenet" else (3, size, size)
-    return torch.randn(batch, *shape, device=device).contiguous(memory_format=torch.channels_last)
-
-
-def build(network: str, side: str, device: str, regions: int = 8, size: int = 224) -> nn.Module:
-    """A network of one side, in evaluation mode, with running statistics of random pictures."""
-    name, width = NETWORKS[network]
-    generator = "experts" if side == "experts" else "grouped"
-    conv = {"plain": "standard", "condconv": "condconv"}.get(side, "drconv")
-    options = DRConvConfig(regions=regions, generator=generator, generator_bias=False)
-    torch.manual_seed(0)
-    model = create_model(ModelConfig(name=name, width=width, conv=conv, drconv=options), 1000, size)
-    model = model.to(device=device, memory_format=torch.channels_last)
-    with torch.no_grad():
-        model.train()(image(network, 8, size, device))
-    model.eval()
-    return fuse_for_inference(model) if side == "fused" else model
-
-
-def inference(model: nn.Module, side: str, x: Tensor) -> Callable[[], None]:
-    def run() -> None:
-        with torch.inference_mode(), kernel("reference" if side == "dense" else None):
-            model(x)
-
-    return run
-
-
-def training_step(model: nn.Module, side: str, x: Tensor) -> Callable[[], None]:
-    """Forward, backward and an SGD step; the loss is the outputs' mean square."""
-    model.train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
-
-    def run() -> None:
-        with kernel("reference" if side == "dense" else None):
-            optimizer.zero_grad()
-            model(x).square().mean().backward()
-            optimizer.step()
-
-    return run
+    target: float | None = None
+    roofline: float | None = None  # share of the speed that bytes and operations allow; single layers on CUDA
 
 
 def time_once(run: Callable[[], None], device: str, clock: Callable[[], float]) -> float:
@@ -152,14 +99,30 @@ def alternate(runs: dict[str, Callable[[], None]], arguments: argparse.Namespace
     return times
 
 
-def rows_of(part: str, case: str, batch: int, times: Times) -> list[Row]:
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and middle half."""
+    quarters = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+    return {"median": quarters[1], "low": quarters[0], "high": quarters[2]}
+
+
+def target_of(part: str, case: str, batch: int, side: str) -> float | None:
+    if side == "fused" and part == "inference" and case == FUSED_TARGET[0]:
+        return FUSED_TARGET[1]
+    return TARGETS.get((part, batch, side))
+
+
+def rows_of(part: str, case: str, batch: int, times: Times, unit: str = "ms") -> list[Row]:
+    """A row for each side, and one for dense over grouped where both are there."""
     base = next(iter(times.values()))
     rows = []
     for side, values in times.items():
-        quarters = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
         ratio = statistics.median(value / other for value, other in zip(values, base, strict=True))
-        target = TARGETS.get((part, batch, side))
-        rows.append(Row(part, case, batch, side, quarters[1], quarters[0], quarters[2], ratio, target))
+        target = target_of(part, case, batch, side)
+        rows.append(Row(part, case, batch, side, unit, **spread(values), ratio=ratio, target=target))
+    if {"dense", "grouped"} <= times.keys() and unit == "ms":
+        numbers = spread([d / g for d, g in zip(times["dense"], times["grouped"], strict=True)])
+        target = target_of(part, case, batch, QUOTIENT)
+        rows.append(Row(part, case, batch, QUOTIENT, "", **numbers, ratio=numbers["median"], target=target))
     return rows
 
 
@@ -175,64 +138,41 @@ def measure_networks(arguments: argparse.Namespace, part: str) -> Iterator[Row]:
             yield from rows_of(part, network, batch, alternate(runs, arguments))
 
 
-def _peak_memory(network: str, side: str, threads: int, connection: "multiprocessing.connection.Connection") -> None:
-    torch.set_num_threads(threads)
-    model = build(network, side, "cpu")
-    step = training_step(model, side, image(network, 32, 224, "cpu"))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step()
-    step()
-    connection.send((before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
-
-
-def peak_memory(network: str, side: str, threads: int) -> float:
-    """MiB that two training steps at batch 32 add to the process, measured in a child."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_peak_memory, args=(network, side, threads, sender))
-    child.start()
-    before, after = receiver.recv()
-    child.join()
-    return (after - before) / 1024
-
-
 def measure_memory(arguments: argparse.Namespace) -> Iterator[Row]:
     for network in arguments.networks:
-        sides = [side for side in arguments.sides if side != "fused"]
-        peaks = {side: [peak_memory(network, side, arguments.threads)] for side in sides}
-        yield from rows_of("memory", network, 32, peaks)
+        peaks: Times = {side: [] for side in arguments.sides if side != "fused"}
+        for _ in range(3):
+            for side, values in peaks.items():
+                values.append(peak_memory(network, side, arguments.device, arguments.threads))
+        yield from rows_of("memory", network, 32, peaks, "MiB")
 
 
 def measure_layers(arguments: argparse.Namespace) -> Iterator[Row]:
-    """One 1x1 layer beside a plain convolution, guide and generator included."""
-    for channels, outputs, side in LAYERS:
+    sides = [side for side in arguments.sides if side in benchmark_layers.SIDES]
+    device = benchmark_layers.measured_device() if arguments.device == "cuda" else None
+    for place, network in benchmark_layers.distinct_places(arguments.networks).items():
+        layer = place.layer
+        case = f"{layer.channels}->{layer.out_channels} at {place.size[0]}x{place.size[1]}, {network}"
         for batch in arguments.batches:
-            x = torch.randn(batch, channels, side, side, device=arguments.device)
-            x = x.contiguous(memory_format=torch.channels_last)
-            plain = nn.Conv2d(channels, outputs, 1, bias=False)
-            layers = {"plain": plain, "grouped": DRConv2d(channels, outputs, 1, bias=False)}
-            layers["dense"] = layers["grouped"]
-            runs = {
-                name: inference(layer.to(arguments.device, memory_format=torch.channels_last).eval(), name, x)
-                for name, layer in layers.items()
-            }
-            times = alternate(runs, arguments, 0.2)
-            for row in rows_of("layers", f"{channels}->{outputs} at {side}x{side}", batch, times):
-                moved = 4 * batch * side**2 * (channels + outputs) + 4 * channels * outputs
-                yield Row(**asdict(row) | {"roofline": roofline(row.median, moved, arguments.device)})
+            for part, train in (("layers, inference", False), ("layers, training", True)):
+                runs = benchmark_layers.layer_runs(place, sides, batch, arguments.device, train)
+                for row in rows_of(part, case, batch, alternate(runs, arguments, 0.2)):
+                    if device is None or row.side == QUOTIENT:
+                        yield row
+                        continue
+                    least = benchmark_layers.floor_of_side(layer, row.side, batch, train, device)
+                    yield Row(**asdict(row) | {"roofline": 1e3 * least / row.median})
 
 
-def roofline(milliseconds: float, moved: int, device: str) -> float | None:
-    """Share of the memory bandwidth that a layer's compulsory traffic reaches; only measured on CUDA."""
-    if device != "cuda":
-        return None
-    properties = torch.cuda.get_device_properties(0)
-    bandwidth = 2e3 * properties.memory_clock_rate * properties.memory_bus_width / 8
-    return moved / (milliseconds * 1e-3) / bandwidth
+def measure_shares(arguments: argparse.Namespace) -> Iterator[Row]:
+    for network in arguments.networks:
+        numbers = spread([100 * share for share in shares_of_step(network, arguments.device)])
+        least = floor_of_step(numbers["median"] / 100)
+        yield Row("shares", network, 32, "replaced in plain", "%", **numbers, ratio=least)
 
 
 def measure_sweep(arguments: argparse.Namespace, part: str) -> Iterator[Row]:
-    """Inference of the first network over one variable, plain beside grouped."""
+    """The first network over one variable, plain beside grouped: inference, over regions a training step too."""
     network, threads = arguments.networks[0], arguments.threads
     values = {
         "regions": (1, 2, 4, 8, 16, 32),
@@ -240,45 +180,60 @@ def measure_sweep(arguments: argparse.Namespace, part: str) -> Iterator[Row]:
         "batch": (1, 2, 4, 8, 16, 32, 64, 128),
         "threads": tuple(sorted({1, 2, os.cpu_count() or 1})),
     }[part]
+    kinds = {part: inference} | ({f"{part}, training": training_step} if part == "regions" else {})
     for value in values:
         size = value if part == "resolution" else 224
         batch = value if part == "batch" else 8
         torch.set_num_threads(value if part == "threads" else threads)
         x = image(network, batch, size, arguments.device)
         regions = value if part == "regions" else 8
-        runs = {
-            side: inference(build(network, side, arguments.device, regions, size), side, x)
-            for side in ("plain", "grouped")
-        }
-        times = alternate(runs, arguments, 0.5)
-        yield from rows_of(part, f"{network}, {part} {value}", batch, times)
+        for name, make in kinds.items():
+            runs = {
+                side: make(build(network, side, arguments.device, regions, size), side, x)
+                for side in ("plain", "grouped")
+            }
+            yield from rows_of(name, f"{network}, {part} {value}", batch, alternate(runs, arguments, 0.5))
     torch.set_num_threads(threads)
 
 
 def measure(arguments: argparse.Namespace) -> Iterator[Row]:
+    single = {"memory": measure_memory, "layers": measure_layers, "shares": measure_shares}
     for part in arguments.parts:
-        if part in ("inference", "training"):
+        if part in single:
+            yield from single[part](arguments)
+        elif part in ("inference", "training"):
             yield from measure_networks(arguments, part)
-        elif part == "memory":
-            yield from measure_memory(arguments)
-        elif part == "layers":
-            yield from measure_layers(arguments)
         else:
             yield from measure_sweep(arguments, part)
 
 
-def markdown(row: Row) -> str:
-    unit = "MiB" if row.part == "memory" else "ms"
-    target = "" if row.target is None else f"{row.target:.2f}"
-    spread = f"{row.low:.2f} to {row.high:.2f}"
-    share = "" if row.roofline is None else f" {row.roofline:.0%} |"
-    return (
-        f"| {row.part} | {row.case} | {row.batch} | {row.side} | {row.median:.2f} {unit} | {spread} | {row.ratio:.2f} "
-        f"| {target} |{share}"
-    )
+def header(has_roofline: bool) -> str:
+    columns = ["part", "case", "batch", "side", "median", "middle half", "ratio", "target"]
+    columns += ["roofline"] if has_roofline else []
+    return f"| {' | '.join(columns)} |\n" + "| --- " * len(columns) + "|"
 
 
-def parse() -> argparse.Namespace:
+def markdown(row: Row, has_roofline: bool) -> str:
+    word = "at least" if row.side == QUOTIENT else "at most"
+    cells = [row.part, row.case, str(row.batch), row.side, f"{row.median:.2f} {row.unit}".rstrip()]
+    cells += [f"{row.low:.2f} to {row.high:.2f}", f"{row.ratio:.2f}"]
+    cells += ["" if row.target is None else f"{word} {row.target:.2f}"]
+    if has_roofline:
+        cells.append("" if row.roofline is None else f"{row.roofline:.0%}")
+    return f"| {' | '.join(cells)} |"
+
+
+def write_json(path: Path, arguments: argparse.Namespace, rows: list[Row]) -> None:
+    """Everything so far, under a temporary name first: a run that is stopped leaves what it has measured."""
+    device = torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu"
+    document = {"torch": torch.__version__, "device": device, "threads": arguments.threads}
+    document["rows"] = [asdict(row) for row in rows]
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(json.dumps(document, indent=1) + "\n")
+    temporary.replace(path)
+
+
+def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=["inference", "training", "memory"])
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
@@ -291,20 +246,24 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, help="also write the rows here")
-    return parser.parse_args()
+    arguments = parser.parse_args(words)
+    reason = missing_for(arguments.device) if "memory" in arguments.parts else None
+    if reason is not None:
+        parser.error(reason)
+    return arguments
 
 
 def main() -> None:
     arguments = parse()
     torch.set_num_threads(arguments.threads)
-    print("| part | case | batch | side | median | middle half | ratio | target |\n" + "| --- " * 8 + "|")
+    has_roofline = arguments.device == "cuda" and "layers" in arguments.parts
+    print(header(has_roofline), flush=True)
     rows = []
     for row in measure(arguments):
         rows.append(row)
-        print(markdown(row), flush=True)
-    if arguments.json:
-        document = {"torch": torch.__version__, "threads": arguments.threads, "rows": [asdict(row) for row in rows]}
-        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
+        print(markdown(row, has_roofline), flush=True)
+        if arguments.json:
+            write_json(arguments.json, arguments, rows)
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ class Layer:
         if self.experts:
             shared = self.experts * self.channels * self.out_channels * itemsize
             mix = 2.0 * batch * self.regions * self.experts * self.channels * self.out_channels
-            costs |= {part: (mix, shared + filters) for part in ("mix", "mix again", "of experts", "of gate")}
+            costs |= dict.fromkeys(("mix", "mix again", "of experts", "of gate"), (mix, shared + filters))
         return costs
 
 
