@@ -34,10 +34,10 @@ TYPES = {"fp32": ("fp32", "tf32x3"), "tf32": ("fp32", "tf32"), "bf16": ("bf16", 
 LAYOUTS = {"last16": 16, "last8": 8, "last1": 1, "first": 1}
 SIZES = ((4096, 512), (4096, 16), (4096, 32), (32, 64), (16, 32), (1, 1))  # pixels per region, channels in and out
 MATRIX_KERNELS = {
-    "multiply": (triton_forward.multiply_regions, triton_forward.forward_tile),
-    "multiply_transposed": (triton_forward.multiply_regions, triton_forward.forward_tile),
+    "multiply": (triton_forward.multiply_regions, triton_forward.product_tile),
+    "multiply_transposed": (triton_forward.multiply_regions, triton_forward.product_tile),
     "filter_gradient": (triton_backward.sum_filter_gradient, triton_backward.filter_gradient_tile),
-    "guide_gradient": (triton_backward.guide_gradient, triton_backward.guide_gradient_tile),
+    "guide_gradient": (triton_backward.guide_gradient, triton_forward.product_tile),
 }
 FP32 = {"scale", "logits", "logits_gradient", "scale_gradient", "result"}
 INT32 = {"order", "starts", "counts"}

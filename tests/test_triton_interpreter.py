@@ -125,6 +125,55 @@ def test_sort_is_stable_and_complete(groups: int, monkeypatch: pytest.MonkeyPatc
 
 
 @interpreted
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["fp32", "fp16", "bf16"])
+def test_frozen_guide_pays_no_products_for_the_logits(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One region's scale is 0: its gradient is not."""
+    from drconv.nn.kernels import triton as kernel
+
+    problem = random_problem(dtype=dtype, channels_last=True)
+    problem.scale[:, 1] = 0
+    grad = torch.randn(2, 6, 5, 4, generator=torch.Generator().manual_seed(1)).to(dtype)
+    expected = region_conv2d_loop(problem, grad)
+    monkeypatch.setattr(kernel, "logits_gradient", None)
+    leaves = [t.requires_grad_() for t in (problem.x, problem.weight, problem.scale)]
+    output = kernel.region_conv2d(problem.x, problem.weight, problem.logits, problem.scale, problem.geometry())
+    for actual, e in zip(
+        torch.autograd.grad(output, leaves, grad), (expected.x, expected.weight, expected.scale), strict=True
+    ):
+        error = (actual.double() - e).abs().max().item() / max(1.0, e.abs().max().item())
+        assert error <= TOLERANCE[dtype]
+    assert expected.scale[:, 1].abs().min() > 0.1
+
+
+@interpreted
+def test_layers_that_share_logits_share_a_sort(monkeypatch: pytest.MonkeyPatch) -> None:
+    from drconv.nn.kernels import triton as kernel
+
+    calls = []
+    sort = kernel.triton_sort.sort_pixels
+    monkeypatch.setattr(kernel.triton_sort, "sort_pixels", lambda *args: calls.append(1) or sort(*args))
+    problem = random_problem(dtype=torch.float32)
+
+    def check(expected_calls: int) -> None:
+        calls.clear()
+        for _ in range(2):
+            tensors = (problem.x, problem.weight, problem.logits, problem.scale)
+            output = kernel.region_conv2d(*tensors, problem.geometry())
+            expected = region_conv2d_loop(problem, torch.zeros(2, 6, 5, 4)).output
+            torch.testing.assert_close(output.double(), expected, rtol=1e-5, atol=1e-5)
+        assert len(calls) == expected_calls
+
+    check(1)
+    problem.logits.neg_()  # the same tensor with other values
+    check(1)
+    with torch.inference_mode():
+        check(2)
+    problem.logits = problem.logits.flip(1)  # its memory may be where the old one's was
+    assert kernel._last is None
+    check(1)
+
+
+@interpreted
 def test_compiles_without_a_graph_break() -> None:
     from drconv.nn.kernels import triton as kernel
 

@@ -7,6 +7,7 @@ is launched on grids that follow from the shapes, so the host never waits for th
 operators with known shapes: no graph break.
 """
 
+import weakref
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from drconv.nn.kernels import triton_backward, triton_forward, triton_sort
 from drconv.nn.kernels.geometry import Geometry
 
 _TYPES = (torch.float32, torch.float16, torch.bfloat16)
+_Sorted = tuple[Tensor, Tensor]  # order and starts, see ``triton_sort``
+_last: tuple[weakref.ref[Tensor], tuple[Any, ...], _Sorted] | None = None  # logits, their state, their sort
 
 
 def supports(
@@ -46,8 +49,34 @@ def region_conv2d(
     filters = weight.flatten(3)
     if scale is not None:
         scale = scale.flatten(1).contiguous()
-    order, starts = sort_pixels(logits.detach(), filters.shape[0])
+    order, starts = _sort_once(logits, filters.shape[0])
     return convolve(x, filters, logits, scale, order, starts)
+
+
+def _sort_once(logits: Tensor, groups: int) -> _Sorted:
+    """``sort_pixels``, shared by consecutive calls with the very same logits, as the two layers of a block make.
+
+    Not where a change of the logits could go unseen: inference mode counts no versions, a captured graph must sort for
+    itself on every replay, and the compiler sees equal calls on its own.
+    """
+    global _last
+    is_captured = logits.is_cuda and torch.cuda.is_current_stream_capturing()
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or logits.is_inference() or is_captured:
+        return sort_pixels(logits.detach(), groups)
+    last, stream = _last, torch.cuda.current_stream(logits.device) if logits.is_cuda else None
+    state = (logits._version, groups, stream)
+    if last is not None and last[0]() is logits and last[1] == state:
+        return last[2]
+    result = sort_pixels(logits.detach(), groups)
+    _last = (weakref.ref(logits, _forget), state, result)
+    return result
+
+
+def _forget(reference: weakref.ref[Tensor]) -> None:
+    """Give the memory back when the logits are gone."""
+    global _last
+    if _last is not None and _last[0] is reference:
+        _last = None
 
 
 @custom_op("drconv::triton_sort_pixels", mutates_args=())
@@ -113,20 +142,32 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     x, filters, logits, scale, order, starts = ctx.saved_tensors
     needs_x, needs_filters, needs_logits, needs_scale = ctx.needs_input_grad[:4]
     of_x = of_filters = of_logits = of_scale = None
-    if needs_x:
+    if needs_logits:
+        of_logits, of_scale = logits_gradient(x, gradient, filters, logits, scale)
+    elif needs_scale:
+        of_x, of_scale = _masked_gradients(x, gradient, filters, logits, scale, order, starts)
+    if needs_x and of_x is None:
         of_x = convolve(gradient, filters.transpose(2, 3), logits, scale, order, starts)
     if needs_filters:
         of_filters = filter_gradient(x, gradient, scale, order, starts)
-    if needs_logits or needs_scale:
-        of_logits, of_scale = logits_gradient(x, gradient, filters, logits, scale)
-    return (
-        of_x,
-        of_filters,
-        of_logits if needs_logits else None,
-        of_scale if needs_scale else None,
-        None,
-        None,
-    )
+    return of_x if needs_x else None, of_filters, of_logits, of_scale if needs_scale else None, None, None
+
+
+def _masked_gradients(
+    x: Tensor, gradient: Tensor, filters: Tensor, logits: Tensor, scale: Tensor, order: Tensor, starts: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x and scale where the logits need none, a frozen guide: one product in place of m + 1.
+
+    The gradient of x is made without the scale, which may be 0; its product with x, summed over the pixels of a region,
+    is the gradient of the region's scale.
+    """
+    unscaled = convolve(gradient, filters.transpose(2, 3), logits, None, order, starts)
+    region = logits.argmax(1, keepdim=True)  # ties to the lowest, as in the sort
+    own = (region == torch.arange(scale.shape[1], device=x.device).view(-1, 1, 1)).float()
+    by_pixel = (x.float() * unscaled.float()).sum(1)
+    of_scale = torch.bmm(own.flatten(2), by_pixel.flatten(1).unsqueeze(2)).squeeze(2)
+    factor = scale.gather(1, region.flatten(1)).view_as(region)
+    return (unscaled * factor).to(x.dtype), of_scale
 
 
 convolve.register_autograd(_backward, setup_context=_save)

@@ -8,9 +8,10 @@ from torch import Tensor
 from drconv.nn.kernels.triton_forward import (
     Tile,
     alignment,
+    block,
     flattened,
-    make_tile,
     precision,
+    product_tile,
     strides,
 )
 
@@ -184,14 +185,11 @@ def guide_gradient(
 
 
 def filter_gradient_tile(pixels_per_region: int, inner: int, columns: int, itemsize: int) -> Tile:
-    """Sizes for ``sum_filter_gradient``."""
-    return make_tile((pixels_per_region, 64 // itemsize), (columns, 64), (inner, 64))
-
-
-def guide_gradient_tile(image_pixels: int, inner: int, columns: int, itemsize: int) -> Tile:
-    """Sizes for ``guide_gradient``."""
-    widest = 64 if image_pixels > 32 else 32  # low and wide tiles spill
-    return make_tile((image_pixels, 64), (columns, widest), (inner, 64 // itemsize))
+    """Sizes for ``sum_filter_gradient``; smaller ones spill with eight warps."""
+    width, depth = block(columns, 64), block(inner, 64)
+    return Tile(
+        block(pixels_per_region, 64 // itemsize), width, depth, warps=8 if width * depth >= 4096 else 4, stages=3
+    )
 
 
 def filter_gradient(x: Tensor, gradient: Tensor, scale: Tensor | None, order: Tensor, starts: Tensor) -> Tensor:
@@ -255,7 +253,7 @@ def logits_gradient(
     x, gradient, logits = flattened(x), flattened(gradient), logits.contiguous()
     regions, columns, inner = filters.shape[1:]
     batch, image_pixels = x.shape[0], x.shape[2] * x.shape[3]
-    tile = guide_gradient_tile(image_pixels, inner, columns, x.element_size())
+    tile = product_tile(image_pixels, inner, columns, x.element_size())
     grid = (triton.cdiv(image_pixels, tile.pixels), batch)
     logits_result = torch.empty_like(logits)
     scale_result = logits.new_zeros((batch, grid[0], regions))

@@ -25,14 +25,16 @@ class Tile(NamedTuple):
     stages: int
 
 
-def make_tile(pixels: tuple[int, int], columns: tuple[int, int], inner: tuple[int, int]) -> Tile:
-    """The tile that covers three (size, largest block) pairs with powers of two, 16 at least for the tensor
-    cores.
-    """
-    sizes = (min(largest, max(16, triton.next_power_of_2(size))) for size, largest in (pixels, columns, inner))
-    rows, width, depth = sizes
-    warps = 8 if rows > 32 or rows * width * depth > 32768 else 4  # as many as no tile spills with
-    return Tile(rows, width, depth, warps, stages=3)
+def block(size: int, largest: int) -> int:
+    """The power of two that covers a size, up to the largest; 16 at least, for the tensor cores."""
+    return min(largest, max(16, triton.next_power_of_2(size)))
+
+
+def product_tile(pixels: int, inner: int, columns: int, itemsize: int) -> Tile:
+    """Sizes for a product of pixels and filters. Low and wide tiles spill, and so do narrow ones with eight warps."""
+    rows = block(pixels, 64)
+    width = block(columns, 64 if pixels > 32 else 32)
+    return Tile(rows, width, block(inner, 64 // itemsize), warps=8 if rows * width >= 2048 else 4, stages=3)
 
 
 def alignment(*sizes: int) -> int:
@@ -145,12 +147,6 @@ def multiply_regions(
     tl.store(target, total.to(y.dtype.element_ty), mask=valid[:, None] & (column < columns)[None, :])
 
 
-def forward_tile(pixels_per_region: int, inner: int, columns: int, itemsize: int) -> Tile:
-    """Sizes for ``multiply_regions``."""
-    widest = 64 if pixels_per_region > 32 else 32  # low and wide tiles spill
-    return make_tile((pixels_per_region, 64), (columns, widest), (inner, 64 // itemsize))
-
-
 def multiply(x: Tensor, filters: Tensor, scale: Tensor | None, order: Tensor, starts: Tensor) -> Tensor:
     """Multiply each pixel by its region's filter.
 
@@ -178,7 +174,7 @@ def multiply(x: Tensor, filters: Tensor, scale: Tensor | None, order: Tensor, st
     channels_last = x.stride(1) == 1 and y.stride(1) == 1
     pixel_strides = (x.stride(0), x.stride(3), y.stride(0), y.stride(3))
     pixels = order.shape[1]
-    tile = forward_tile(pixels // regions, inner, columns, x.element_size())
+    tile = product_tile(pixels // regions, inner, columns, x.element_size())
     grid = (groups * (triton.cdiv(pixels, tile.pixels) + regions), triton.cdiv(columns, tile.columns))
     multiply_regions[grid](
         x,
