@@ -1,7 +1,7 @@
 """Compile the Triton kernels for sm_80 (A100) and sm_90 (H100) without a GPU and print what ptxas says of them.
 
-    python scripts/triton_registers.py            # the largest tile, the least aligned layouts: the worst cases
-    python scripts/triton_registers.py --all      # every type, tile and layout that is shipped
+    python scripts/triton_registers.py            # the worst cases: the largest tile and the narrowest ones
+    python scripts/triton_registers.py --all      # every type and layout, every tile that the networks come to
     python scripts/triton_registers.py --write    # the worst cases into docs/performance_gpu.md
 
 A kernel is specialised on its layout: "last16" is channels-last with channels that are a multiple of 16, "last1"
@@ -11,6 +11,7 @@ channels-last with odd channels, "first" is NCHW. "spills" are bytes per thread,
 import argparse
 import contextlib
 import io
+import itertools
 import re
 import sys
 from collections.abc import Iterator
@@ -28,11 +29,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from drconv.nn.kernels import triton_backward, triton_forward, triton_sort
 from drconv.nn.kernels.triton_forward import Tile
 from scripts.generated import write_block
+from scripts.roofline import find_layers
 
 TARGETS = (80, 90)
 TYPES = {"fp32": ("fp32", "tf32x3"), "tf32": ("fp32", "tf32"), "bf16": ("bf16", "tf32"), "fp16": ("fp16", "tf32")}
 LAYOUTS = {"last16": 16, "last8": 8, "last1": 1, "first": 1}
-SIZES = ((4096, 512), (4096, 16), (4096, 32), (32, 64), (16, 32), (1, 1))  # pixels per region, channels in and out
+NETWORKS = tuple(f"drconv_{name}_{width}" for name in ("mobilenetv1", "mobilenetv2") for width in ("0.25x", "1.0x"))
+NETWORKS += tuple(f"drconv_shufflenetv2_{width}" for width in ("0.25x", "0.5x", "1x", "1.5x", "2x"))
+BATCHES, REGIONS = (1, 8, 32, 128), (1, 4, 8, 32)
+# Pixels of a region, channels in and out, and the layouts in which such tiles need the most registers.
+LARGEST = ((4096, 512, 512), ("last1", "first"))
+NARROW = ((12544, 48, 8), ("last8", "last1"))
+SMALL = ((4096, 64, 32), ("last1",))
 MATRIX_KERNELS = {
     "multiply": (triton_forward.multiply_regions, triton_forward.product_tile),
     "multiply_transposed": (triton_forward.multiply_regions, triton_forward.product_tile),
@@ -129,24 +137,41 @@ def measure_sort(name: str, regions: int, target: int) -> Record:
     return Record(target, name, "-", f"{regions} regions", (block,), *numbers)
 
 
+def sizes_of_networks() -> set[tuple[int, int, int]]:
+    """Pixels of a region, channels in and out of all real layers, in both directions; a pixel is the least."""
+    sizes = {(1, 1, 1)}
+    layers = {layer for network in NETWORKS for layer in find_layers(network, 224)}
+    for layer, batch, regions in itertools.product(layers, BATCHES, REGIONS):
+        for pixels in {layer.positions, batch * layer.positions // regions, layer.positions // regions}:
+            sizes.add((pixels, layer.channels, layer.out_channels))
+            sizes.add((pixels, layer.out_channels, layer.channels))
+    return sizes
+
+
+def cases(name: str, itemsize: int, sizes: set[tuple[int, int, int]]) -> list[tuple[Tile, str]]:
+    """Tiles and layouts of one kernel: those of the sizes, or the worst ones where none are given."""
+    tile_of = MATRIX_KERNELS[name][1]
+    if sizes:
+        return list(itertools.product(sorted({tile_of(*size, itemsize) for size in sizes}), LAYOUTS))
+    worst = (LARGEST, SMALL) if name == "filter_gradient" else (LARGEST, NARROW)
+    return [(tile_of(*size, itemsize), layout) for size, layouts in worst for layout in layouts]
+
+
 def measure(everything: bool) -> Iterator[Record]:
     """All records, or those of the worst cases."""
-    sizes = SIZES if everything else SIZES[:1]
     types = TYPES if everything else ("fp32", "bf16")
-    layouts = LAYOUTS if everything else ("last1", "first")
+    sizes = sizes_of_networks() if everything else set()
     for target in TARGETS:
         for name in ("count_regions", "place_pixels"):
             for regions in (1, 8, 32) if everything else (32,):
                 yield measure_sort(name, regions, target)
-        for name, (_, tile_of) in MATRIX_KERNELS.items():
+        for name in MATRIX_KERNELS:
             if name == "multiply_transposed" and not everything:
                 continue
             for type_name in types:
                 itemsize = 4 if TYPES[type_name][0] == "fp32" else 2
-                tiles = sorted({tile_of(pixels, width, width, itemsize) for pixels, width in sizes})
-                for tile in tiles:
-                    for layout in layouts:
-                        yield measure_matrix(name, type_name, layout, tile, target)
+                for tile, layout in cases(name, itemsize, sizes):
+                    yield measure_matrix(name, type_name, layout, tile, target)
 
 
 HEADER = "| target | kernel | type | layout | tile | registers | spills | shared |\n|" + "---|" * 8

@@ -31,8 +31,8 @@ def block(size: int, largest: int) -> int:
 
 
 def product_tile(pixels: int, inner: int, columns: int, itemsize: int) -> Tile:
-    """Sizes for a product of pixels and filters. Low and wide tiles spill, and so do narrow ones with eight warps."""
-    rows = block(pixels, 64)
+    """Sizes for a product of pixels and filters. Low and wide tiles spill, and so do high and narrow ones."""
+    rows = block(pixels, 64 if columns > 16 else 32)
     width = block(columns, 64 if pixels > 32 else 32)
     return Tile(rows, width, block(inner, 64 // itemsize), warps=8 if rows * width >= 2048 else 4, stages=3)
 
