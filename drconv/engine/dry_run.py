@@ -1,8 +1,9 @@
-"""What a run would cost here, from three real steps and one evaluation batch; nothing is saved."""
+"""What a run would cost here, from a few real steps and evaluation batches; nothing is saved."""
 
 import math
 import time
 from datetime import timedelta
+from itertools import islice
 
 import torch
 from torch import nn
@@ -26,13 +27,10 @@ def dry_run(config: Config, task: nn.Module, data: Data, device: torch.device) -
     num_steps = steps_of_run(config, len(data.train))
     compute_s = min(_timed_steps(config, state, data, num_steps, device)[1:])
     loading_s = _timed_loading(config, data)
-    begin = time.perf_counter()
-    evaluate(state.task, data.val_batches, config, device, limit=1)
-    batch_s = time.perf_counter() - begin
-    per_pass = math.ceil(len(data.val) / (config.recipe.eval_batch_size * distributed.world_size()))
+    batch_s = _timed_evaluation(config, state, data, device)
     passes = 1 + ((num_steps - 1) // config.logging.eval_every if config.logging.eval_every else 0)
     step_s = max(compute_s, loading_s)
-    total_s = num_steps * step_s + passes * per_pass * batch_s
+    total_s = projected_seconds(config, num_steps, step_s, passes * _batches_per_pass(config, data), batch_s)
     if distributed.is_main():
         size = config.data.image_size
         cost = count_cost(state.task.network, (3, size, size))  # type: ignore[arg-type]
@@ -44,9 +42,23 @@ def dry_run(config: Config, task: nn.Module, data: Data, device: torch.device) -
         )
         print(
             f"projected for {num_steps} steps and {passes} evaluations on {distributed.world_size()} x {device.type}: "
-            f"{timedelta(seconds=round(total_s))}"
+            f"{timedelta(seconds=round(total_s))}, {total_s * distributed.world_size() / 3600:.2f} device-hours"
         )
     return total_s
+
+
+def projected_seconds(config: Config, num_steps: int, step_s: float, eval_batches: int, batch_s: float) -> float:
+    """Training, evaluation and batch-norm re-estimation (a step of it counts as one of training, its upper bound).
+
+    Where averaged weights are kept, they are evaluated and re-estimated too.
+    """
+    networks = 1 if config.recipe.ema_decay is None else 2
+    steps = num_steps + networks * config.recipe.bn_reestimation_steps
+    return steps * step_s + networks * eval_batches * batch_s
+
+
+def _batches_per_pass(config: Config, data: Data) -> int:
+    return math.ceil(len(data.val) / (config.recipe.eval_batch_size * distributed.world_size()))
 
 
 def _timed_steps(config: Config, state: TrainState, data: Data, num_steps: int, device: torch.device) -> list[float]:
@@ -75,3 +87,21 @@ def _timed_loading(config: Config, data: Data) -> float:
     for _ in range(measured):
         next(batches)
     return (time.perf_counter() - begin) / measured * config.runtime.accumulate
+
+
+def _timed_evaluation(config: Config, state: TrainState, data: Data, device: torch.device) -> float:
+    """Seconds of an evaluation batch once the loader processes run: computed while they load the next ones.
+
+    The first batch, which waits for the processes to start, and those that they prepared meanwhile are left out.
+    """
+    batches = iter(data.val_batches)
+    first = next(batches)
+    evaluate(state.task, [first], config, device)
+    own = len(data.val) // distributed.world_size()  # of every rank at least
+    left = max(0, math.ceil(own / config.recipe.eval_batch_size) - 1)
+    measured = min(max(2, config.runtime.workers), left)
+    for _ in islice(batches, max(0, min(2 * config.runtime.workers, left - measured))):
+        pass
+    begin = time.perf_counter()
+    evaluate(state.task, islice(batches, measured) if measured else [first], config, device)
+    return (time.perf_counter() - begin) / max(1, measured)
