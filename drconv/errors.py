@@ -9,6 +9,10 @@ class ConfigError(UserError):
     """The configuration does not fit together."""
 
 
+class DataError(UserError):
+    """The data cannot be used as it is: a broken picture, or folders that contradict each other."""
+
+
 class RunFolderError(UserError):
     """The run folder belongs to another run, another process, or is damaged."""
 

@@ -4,7 +4,6 @@ import difflib
 import errno
 import re
 import sys
-import traceback
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -27,7 +26,6 @@ def exit_with(error: Exception) -> NoReturn:
     line = one_line(error)
     if line is None:
         raise error
-    traceback.clear_frames(error.__traceback__)  # ends the loader processes that the run's frames still hold
     sys.stdout.flush()
     print(f"error: {line}", file=sys.stderr, flush=True)
     sys.exit(143 if isinstance(error, StoppedError) else 1)

@@ -2,8 +2,8 @@
 
 from drconv.data.build import build_dataset
 from drconv.data.dataset import PictureDataset
-from drconv.data.errors import DataError
 from drconv.data.loader import Batch, Loader, eval_loader, prepare, train_loader
+from drconv.errors import DataError
 
 __all__ = [
     "Batch",

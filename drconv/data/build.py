@@ -12,6 +12,7 @@ from drconv.data.imagenet import index_flat_validation, is_flat
 from drconv.data.memory import GeneratedSource, load_digits
 from drconv.data.source import FileSource, Source, check_same_classes, class_folders, split_folder
 from drconv.data.transforms import EvalTransform, TrainTransform
+from drconv.errors import ConfigError
 
 _HOLDOUT_KEY, _FRACTION_KEY = 0, 1
 
@@ -31,11 +32,17 @@ def build_dataset(config: DataConfig, split: str, seed: int = 0) -> PictureDatas
         ValueError: an option that does not exist or is out of range.
         FileNotFoundError: a folder is missing; the message has the expected tree.
         DataError: the folders contradict each other.
+        ConfigError: ``data.holdout`` and ``data.fraction`` leave no picture.
     """
     _check(config, split)
     source = _SOURCES[config.name](config, "train" if config.holdout else split)
     transform = TrainTransform(config) if split == "train" else EvalTransform(config)
     positions = _positions(source.labels, config, split, seed)
+    if positions is not None and len(positions) == 0:
+        raise ConfigError(
+            f"data.holdout={config.holdout} and data.fraction={config.fraction} leave no picture of {source.name} for "
+            f"split {split}: both count whole pictures of each class; change data.holdout or data.fraction"
+        )
     return PictureDataset(source, transform, positions, skip_broken=config.broken == "skip")
 
 

@@ -7,7 +7,7 @@ import torch
 from drconv.config import DataConfig
 from drconv.data import imagenet
 from drconv.data.dataset import PictureDataset
-from drconv.data.errors import DataError
+from drconv.errors import DataError
 
 _IMAGENET_COUNTS = {"train": imagenet.NUM_TRAIN, "val": imagenet.NUM_VAL}
 

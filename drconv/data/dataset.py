@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from drconv.data.errors import DataError
 from drconv.data.hashing import hash_range
 from drconv.data.source import Fingerprint, Source
+from drconv.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class PictureDataset(Dataset[Sample]):
             except DataError as error:
                 if not self.skip_broken:
                     raise
-                logger.warning("skipped: %s", error)
+                logger.warning("skipped: %s", str(error).rpartition("; ")[0])  # the rest says how to skip it
                 continue
             label = int(self.source.labels[position])
             return {

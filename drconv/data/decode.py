@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from drconv.data.errors import DataError
+from drconv.errors import DataError
 
 
 def read_picture(path: str | os.PathLike[str]) -> Tensor:

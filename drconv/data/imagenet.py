@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
-from drconv.data.errors import DataError
 from drconv.data.index import PICTURE_ENDINGS, FileIndex, list_pictures, pack, visible_entries
+from drconv.errors import DataError
 
 SOLUTION_FILE = "LOC_val_solution.csv"
 GROUND_TRUTH_FILE = "ILSVRC2012_validation_ground_truth.txt"

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drconv.data.errors import DataError
+from drconv.errors import DataError
 
 logger = logging.getLogger(__name__)
 

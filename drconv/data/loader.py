@@ -1,8 +1,10 @@
 """Loaders: batches for training, restartable at any step, and for evaluation, every sample exactly once."""
 
+import atexit
 import signal
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -10,12 +12,12 @@ from torch.utils.data import DataLoader, Sampler
 
 from drconv.config import DataConfig
 from drconv.data.dataset import PictureDataset
-from drconv.data.errors import DataError
 from drconv.data.sampler import EvalSampler, SampleKey, TrainSampler
+from drconv.errors import DataError
 
 Batch = dict[str, Tensor]
 
-_GRACE_S = 60  # how long a loader process outlives SIGTERM
+_GRACE_S = 30  # how long a loader process outlives SIGTERM
 
 
 class Loader:
@@ -23,18 +25,41 @@ class Loader:
 
     def __init__(self, dataset: PictureDataset, batches: TrainSampler | EvalSampler, **options: Any) -> None:
         self._loader = DataLoader(dataset, batch_sampler=_AsSampler(batches), worker_init_fn=_answer_signals, **options)
+        self._iterators: WeakSet[Any] = WeakSet()
+        _LOADERS.add(self)
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
+        iterator = iter(self._loader)
+        self._iterators.add(iterator)
         try:
-            yield from self._loader
+            yield from iterator
         except DataError as error:
             # A loader process hands over its whole traceback as the message: the last line is the error's
             # own.
             message = str(error).strip().splitlines()[-1].split("DataError: ")[-1]
             raise DataError(message) from None
+
+    def close(self) -> None:
+        """Ends the loader processes."""
+        for iterator in list(self._iterators):
+            if hasattr(iterator, "_shutdown_workers"):  # one with processes
+                iterator._shutdown_workers()
+
+
+_LOADERS: WeakSet[Loader] = WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Before Python's own way at the end of a process: SIGTERM, which loader processes outlive.
+
+    Registered after torch's exit handler, so that it runs before that: once it has run, torch closes nothing.
+    """
+    for loader in list(_LOADERS):
+        loader.close()
 
 
 def train_loader(

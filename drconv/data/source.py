@@ -7,8 +7,8 @@ from typing import Protocol
 from torch import Tensor
 
 from drconv.data.decode import read_picture
-from drconv.data.errors import DataError
 from drconv.data.index import FileIndex, load_index, scan_class_folders, visible_entries
+from drconv.errors import DataError
 
 Fingerprint = dict[str, int | str]
 

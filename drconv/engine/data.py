@@ -1,14 +1,15 @@
 """The two data sets of a run."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
+from weakref import WeakSet
 
 import torch
 
 from drconv import distributed
 from drconv.config import Config
-from drconv.data import PictureDataset, build_dataset, eval_loader, train_loader
+from drconv.data import Loader, PictureDataset, build_dataset, eval_loader, train_loader
 from drconv.errors import ConfigError
 
 
@@ -22,12 +23,12 @@ class Data:
         expected = config.data.num_classes
         if expected is not None and expected != self.num_classes:
             raise ConfigError(
-                f"data.root={config.data.root} has {self.num_classes} classes, data.num_classes says {expected}; "
+                f"{self.val.source.name} has {self.num_classes} classes, data.num_classes says {expected}; "
                 f"correct one of them (null counts the folders)"
             )
         self._pin_memory = torch.cuda.is_available() and config.runtime.device != "cpu"
         # The validation batches of this rank; gone through again and again, with the same loader processes.
-        self.val_batches: Iterable[dict[str, Any]] = eval_loader(
+        self.val_batches = eval_loader(
             self.val,
             batch_size=config.recipe.eval_batch_size,
             rank=distributed.rank(),
@@ -35,6 +36,12 @@ class Data:
             workers=config.runtime.workers,
             pin_memory=self._pin_memory,
         )
+        self._loaders: WeakSet[Loader] = WeakSet([self.val_batches])
+
+    def close(self) -> None:
+        """Ends all loader processes."""
+        for loader in list(self._loaders):
+            loader.close()
 
     @cached_property
     def train(self) -> PictureDataset:
@@ -54,6 +61,7 @@ class Data:
             workers=self.config.runtime.workers,
             pin_memory=self._pin_memory,
         )
+        self._loaders.add(loader)
         return iter(loader)
 
     @cached_property

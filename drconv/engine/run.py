@@ -32,6 +32,7 @@ class Run:
         self.folder = RunFolder(Path(config.run))
         self.device = torch.device("cpu")
         self._kernel_before = os.environ.get(KERNEL)
+        self.data: Data | None = None
         self.finished: float | None = None  # the headline metric of a run that is already complete
 
     def __enter__(self) -> Self:
@@ -52,6 +53,8 @@ class Run:
         os.environ.pop(KERNEL, None)  # a sweep runs its jobs in one process
         if self._kernel_before is not None:
             os.environ[KERNEL] = self._kernel_before
+        if self.data is not None:
+            self.data.close()
         self.folder.close()
         distributed.destroy_process_group()
 
@@ -66,6 +69,7 @@ class Run:
 
     def announce(self, data: Data) -> None:
         """The first lines of a run: data, recipe, configuration."""
+        self.data = data
         if not distributed.is_main():
             return
         config = self.config
