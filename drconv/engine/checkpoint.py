@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from drconv.errors import RunFolderError, WeightsError
 from drconv.files import replace_file
 
+RESUME_KEYS = ("state", "data", "interval", "interval_steps", "last_entry")
+STATE_KEYS = ("step", "elapsed_s", "task", "optimizer", "scaler", "ema")
+
 
 def save_weights(path: Path, network: nn.Module, metadata: dict[str, str]) -> None:
     """Saves all parameters and buffers."""
@@ -26,6 +29,8 @@ def load_weights(path: Path, network: nn.Module) -> None:
     Raises:
         WeightsError: damaged file; missing or unexpected names; a shape that differs.
     """
+    if not path.exists():
+        raise WeightsError(f"weights={path} is missing; give an existing file, or train with overwrite=true")
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
@@ -48,10 +53,14 @@ def load_resume(path: Path, device: torch.device) -> dict[str, Any]:
     """Loads a resume state without running code from it.
 
     Raises:
-        RunFolderError: the file is damaged.
+        RunFolderError: the file is damaged, or is no resume state.
     """
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        saved = torch.load(path, map_location=device, weights_only=True)
+        missing = [key for key in RESUME_KEYS if key not in saved] + [k for k in STATE_KEYS if k not in saved["state"]]
+        if missing:
+            raise ValueError(f"no {missing[0]}")
+        return saved
     except Exception as error:  # torch raises many kinds for a truncated or foreign file
         reason = str(error).strip().split("\n")[0][:120]
         raise RunFolderError(

@@ -1,6 +1,5 @@
 """One evaluation of saved weights, from a run folder or from any file."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +36,12 @@ class EvalRun(Run):
             raise ConfigError(
                 f"run={self.folder.path} is not finished: no result.json; the training command continues it"
             )
-        self.result = json.loads(self.folder.result.read_text())
+        self.result = self.folder.read_result()
         return self.folder.weights(self.result["weights"])
 
     def evaluate(self, task: nn.Module, data: Data) -> dict[str, float]:
         """Loads the weights and evaluates them on the validation data."""
+        self.data = data
         if distributed.is_main() and self.result is None:
             print(as_yaml(self.config))
         self._check_hash()
@@ -67,5 +67,8 @@ class EvalRun(Run):
         if self.result is None:
             return
         recorded = self.result["weights_sha256"][self.result["weights"]]
-        if self.weights.exists() and file_hash(self.weights) != recorded:
-            raise WeightsError(f"{self.weights} is not the file that result.json records (sha256 differs); run again")
+        again = "the training command with overwrite=true makes it again"
+        if not self.weights.exists():
+            raise WeightsError(f"{self.weights} is missing; {again}")
+        if file_hash(self.weights) != recorded:
+            raise WeightsError(f"{self.weights} is not the file that result.json records (sha256 differs); {again}")

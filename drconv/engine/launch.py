@@ -3,10 +3,13 @@
 import multiprocessing
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from drconv.config import Config
-from drconv.errors import StoppedError, UserError
+from drconv.engine.run_folder import RunFolder
+from drconv.errors import RunFolderError, StoppedError, UserError
+from drconv.messages import one_line
 
 
 def launch(worker: Callable[[Config], Any], config: Config) -> Any:
@@ -41,7 +44,7 @@ def launch(worker: Callable[[Config], Any], config: Config) -> Any:
         raise _first_failure(rank, failure.message) from None
     except SignalException as error:
         raise StoppedError(
-            f"stopped by {error.sigval.name}; the ranks have saved their state, the same command continues"
+            f"stopped by {error.sigval.name}; {_what_is_saved(RunFolder(Path(str(config.run))))}"
         ) from None
 
 
@@ -64,7 +67,33 @@ def _rank(worker: Callable[[Config], Any], config: Config) -> Any:
     """A rank that raises makes the agent end the others; ``record`` hands its error on to the parent."""
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    return record(worker)(config)
+    def work(config: Config) -> Any:
+        try:
+            return worker(config)
+        except Exception as error:
+            line = one_line(error)
+            if line is None or isinstance(error, UserError):
+                raise
+            raise UserError(line) from None  # the parent reads errors by name, and knows those of a user
+
+    return record(work)(config)
+
+
+def _what_is_saved(folder: RunFolder) -> str:
+    """What the parent of stopped ranks finds: those that do not end in time are killed, and may have saved or not."""
+    import torch
+
+    from drconv.engine.checkpoint import load_resume
+
+    if folder.result.exists():
+        return f"the run in {folder.path} is finished"
+    if not folder.resume.exists():
+        return "no state was saved yet, the same command begins again"
+    try:
+        step = load_resume(folder.resume, torch.device("cpu"))["state"]["step"]
+    except RunFolderError as error:
+        return str(error)
+    return f"the saved state is that after step {step}; the same command continues"
 
 
 def _first_failure(rank: int, message: Any) -> Exception:
@@ -74,7 +103,7 @@ def _first_failure(rank: int, message: Any) -> Exception:
     """
     text = str(message["message"] if isinstance(message, dict) else message)
     name, _, reason = text.partition(": ")
-    if kind := {**_user_errors(), "FileNotFoundError": UserError}.get(name):
+    if kind := _user_errors().get(name):
         return kind(reason)
     return RuntimeError(f"rank {rank} failed: {text}")
 

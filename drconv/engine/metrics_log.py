@@ -8,15 +8,22 @@ from drconv.files import replace_file, without_infinities
 
 
 class MetricsLog:
-    """Appends entries; a resumed run first drops those that it will write again."""
+    """Appends entries; a resumed run first drops those that it will write again.
 
-    def __init__(self, path: Path, start_step: int, num_steps: int) -> None:
+    Args:
+        path: the file.
+        start_step: of the saved state.
+        evaluates_first: whether the evaluation of that step comes again: the state after the last step is saved before
+            its evaluation, and a state can be saved inside one.
+    """
+
+    def __init__(self, path: Path, start_step: int, evaluates_first: bool) -> None:
         self.path = path
         if not path.exists():
             return
         entries = [line for line in path.read_text().splitlines() if _step_of(line) <= start_step]
-        if start_step == num_steps:  # the last state is saved before the final evaluation
-            entries = [line for line in entries if _step_of(line) < num_steps or json.loads(line)["split"] == "train"]
+        if evaluates_first:
+            entries = [line for line in entries if _step_of(line) < start_step or json.loads(line)["split"] == "train"]
         replace_file(path, "".join(f"{line}\n" for line in entries))
 
     def append(self, entry: dict[str, Any]) -> None:

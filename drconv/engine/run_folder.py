@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -13,6 +14,7 @@ from drconv.files import replace_file
 from drconv.results.identity import select_binding
 
 LOCK = "lock"
+REPAIR = "overwrite=true starts the run again and keeps the old folder under another name"
 
 
 class RunFolder:
@@ -55,16 +57,44 @@ class RunFolder:
             RunFolderError: another process owns the folder, or it was made with another configuration.
         """
         self._take()
-        if config.overwrite and any(path.name != LOCK for path in self.path.iterdir()):
+        if config.overwrite and (self.result.exists() or not self._fits(config)):
             self._set_aside()
         stored = self.path / "config.yaml"
-        if stored.exists():
-            _compare(stored, config)
+        if stored.exists() and self.is_begun:
+            self.compare(config)
         else:
             replace_file(stored, as_yaml(config))
-        if self.result.exists():
-            return json.loads(self.result.read_text())
-        return None
+        return self.read_result() if self.result.exists() else None
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether there is anything that another configuration would spoil."""
+        return self.resume.exists() or self.result.exists()
+
+    def compare(self, config: Config) -> None:
+        """Raises a RunFolderError that names the keys in which the folder's configuration differs, if there are any."""
+        old, new = binding_keys(load_config(self.path)), binding_keys(config)
+        differing = [f"{key}: {old.get(key)} there, {new.get(key)} here" for key in new if old.get(key) != new[key]]
+        if differing:
+            raise RunFolderError(
+                f"{self.path} was made with another configuration ({'; '.join(differing)}); choose another folder with "
+                f"run=, or overwrite=true to set the old one aside"
+            )
+
+    def read_result(self) -> dict[str, Any]:
+        """The record of the finished run.
+
+        Raises:
+            RunFolderError: the file is damaged.
+        """
+        try:
+            result = json.loads(self.result.read_text())
+            missing = [key for key in ("metrics", "weights", "weights_sha256") if key not in result]
+        except (ValueError, TypeError) as error:
+            raise RunFolderError(f"{self.result} is damaged ({error}); {REPAIR}") from None
+        if missing:
+            raise RunFolderError(f"{self.result} is damaged (no {missing[0]}); {REPAIR}")
+        return result
 
     def close(self) -> None:
         if self._lock is not None:
@@ -73,15 +103,48 @@ class RunFolder:
 
     def _take(self) -> None:
         """A POSIX lock: gone with the process, however that ends, and not inherited by its loader processes."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.path / LOCK, "w")  # noqa: SIM115, closed by close()
-        try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
+        while True:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / LOCK, "w")  # noqa: SIM115, closed by close()
+            try:
+                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                self.close()
+                raise RunFolderError(
+                    f"another process is training in {self.path}; wait for it, or give this run another folder with "
+                    f"run="
+                ) from None
+            if self._holds_the_path():
+                return
             self.close()
-            raise RunFolderError(
-                f"another process is training in {self.path}; wait for it, or give this run another folder with run="
-            ) from None
+
+    def _holds_the_path(self) -> bool:
+        """False where the folder was set aside by another process between opening the file and locking it."""
+        assert self._lock is not None
+        try:
+            return os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self.path / LOCK))
+        except FileNotFoundError:
+            return False
+
+    def _fits(self, config: Config) -> bool:
+        """Whether the run that is not finished can go on: its configuration is the same and its state loads."""
+        import torch
+
+        from drconv.engine.checkpoint import load_resume
+
+        if not self.resume.exists():
+            return True
+        try:
+            self.compare(config)
+            load_resume(self.resume, torch.device("cpu"))
+        except RunFolderError:
+            return False
+        return True
+
+    def renew(self, config: Config) -> None:
+        """Sets the folder aside and begins a new one."""
+        self._set_aside()
+        replace_file(self.path / "config.yaml", as_yaml(config))
 
     def _set_aside(self) -> None:
         number = 1
@@ -95,13 +158,3 @@ class RunFolder:
 def binding_keys(config: Config) -> dict[str, Any]:
     """All keys that decide what a run computes, dotted, with their values."""
     return select_binding(asdict(config))
-
-
-def _compare(stored: Path, config: Config) -> None:
-    old, new = binding_keys(load_config(stored.parent)), binding_keys(config)
-    differing = [f"{key}: {old.get(key)} there, {new.get(key)} here" for key in new if old.get(key) != new[key]]
-    if differing:
-        raise RunFolderError(
-            f"{stored.parent} was made with another configuration ({'; '.join(differing)}); choose another folder with "
-            f"run=, or overwrite=true to set the old one aside"
-        )

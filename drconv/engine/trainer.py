@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
@@ -40,13 +40,16 @@ class Trainer:
         self._interval: dict[str, Tensor] = {}  # sums since the last log line, on the device
         self._interval_steps = 0
         self.last_entry: dict[str, Any] = {}  # the last training log entry
+        self._evaluation_due = False  # the run was stopped inside the evaluation that belongs to its last step
+        self._signals = StopSignals(device)
         self._resume()
         self._first_bad = torch.full((), math.inf, device=device)  # first step whose loss was not finite
         self.progress = Progress(num_steps, self.state.step, config.recipe.batch_size, device)
         self._log: MetricsLog | None = None
         self._wandb: WandbMirror | None = None
         if distributed.is_main():
-            self._log = MetricsLog(folder.metrics, self.state.step, num_steps)
+            evaluates_first = self._evaluation_due or self.state.step == num_steps
+            self._log = MetricsLog(folder.metrics, self.state.step, evaluates_first)
             self._wandb = WandbMirror(config, folder.path)
 
     def fit(self) -> dict[str, dict[str, float]]:
@@ -60,9 +63,10 @@ class Trainer:
             StoppedError: SIGTERM or Ctrl-C; the state is saved.
         """
         try:
-            self._run_steps()
-            self._reestimate_batchnorm()
-            return self.evaluate()
+            with self._signals:
+                self._run_steps()
+                self._reestimate_batchnorm()
+                return self.evaluate()
         except BaseException:
             self.close({}, exit_code=1)
             raise
@@ -70,13 +74,14 @@ class Trainer:
     def _run_steps(self) -> None:
         batches = self.data.train_batches(self.state.step, self.num_steps)
         started = time.perf_counter() - self.state.elapsed_s
+        if self._evaluation_due:
+            self._evaluate_between()
         self.state.task.train()
-        with StopSignals(self.device) as signals:
-            while self.state.step < self.num_steps:
-                self._step(batches)
-                self.state.elapsed_s = time.perf_counter() - started
-                if signals.should_stop(self.state.step):
-                    self._stop(signals)
+        while self.state.step < self.num_steps:
+            self._step(batches)
+            self.state.elapsed_s = time.perf_counter() - started
+            if self._signals.should_stop():
+                self._stop()
 
     def close(self, summary: dict[str, Any], exit_code: int = 0) -> None:
         """Ends the W&B run."""
@@ -88,13 +93,23 @@ class Trainer:
             return
         saved = load_resume(self.folder.resume, self.device)
         if saved["data"] != distributed.on_main(lambda: self.data.fingerprints):
+            if self.config.overwrite:
+                distributed.on_main(lambda: self.folder.renew(self.config))
+                return
             raise RunFolderError(
                 f"the data differ from those the run in {self.folder.path} began with; check data.root, or "
-                f"choose another folder with run="
+                f"choose another folder with run=, or overwrite=true to set the old one aside"
             )
-        self.state.load_state_dict(saved["state"])
+        try:
+            self.state.load_state_dict(saved["state"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise RunFolderError(
+                f"{self.folder.resume} does not fit this network and optimiser ({reason}); remove it, or "
+                f"choose another folder with run="
+            ) from None
         self._interval, self._interval_steps = saved["interval"], saved["interval_steps"]
-        self.last_entry = saved["last_entry"]
+        self.last_entry, self._evaluation_due = saved["last_entry"], saved.get("evaluation_due", False)
         if distributed.is_main():
             print(f"continues at step {self.state.step} of {self.num_steps}", flush=True)
 
@@ -113,7 +128,7 @@ class Trainer:
         elif distributed.is_main():
             self.progress.bar(state.step)
         if logging.eval_every and state.step % logging.eval_every == 0 and state.step < self.num_steps:
-            self.evaluate()
+            self._evaluate_between()
         if state.step % logging.checkpoint_every == 0 or state.step == self.num_steps:
             self.save()
 
@@ -144,7 +159,11 @@ class Trainer:
             self._stop_not_finite(f"a parameter is not finite after step {self.state.step}")
 
     def _stop_not_finite(self, finding: str) -> NoReturn:
-        kept = f"the last good state is kept in {self.folder.resume}" if self.folder.resume.exists() else "no state"
+        kept = (
+            f"the last good state is kept in {self.folder.resume}"
+            if self.folder.resume.exists()
+            else "no state was saved"
+        )
         raise NonFiniteLossError(
             f"{finding}; {kept}; lower recipe.optimizer.lr, set recipe.clip_norm or lengthen "
             f"recipe.schedule.warmup_steps"
@@ -173,18 +192,33 @@ class Trainer:
             self._log.append({"step": self.state.step, "split": split, **entry})
             self._wandb.log({"step": self.state.step, **entry}, split)
 
+    def _evaluate_between(self) -> None:
+        self._evaluation_due = True
+        self.evaluate()
+        self._evaluation_due = False
+
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """Evaluates the current weights, and the averaged ones where there are any."""
+        """Evaluates the current weights, and the averaged ones where there are any; recorded once all are done."""
         self.state.broadcast_buffers()
-        metrics = {}
-        for weights, task in self.state.evaluated().items():
-            metrics[weights] = evaluate(task, self.data.val_batches, self.config, self.device)
+        metrics = {
+            weights: evaluate(task, self._until_stopped(self.data.val_batches), self.config, self.device)
+            for weights, task in self.state.evaluated().items()
+        }
+        for weights, values in metrics.items():
             if distributed.is_main():
-                values = "  ".join(f"{name} {value:.4g}" for name, value in metrics[weights].items())
-                self.progress.say(f"step {self.state.step}/{self.num_steps}  val ({weights})  {values}")
-            self._record("val" if weights == "last" else f"val_{weights}", metrics[weights])
+                text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+                self.progress.say(f"step {self.state.step}/{self.num_steps}  val ({weights})  {text}")
+            self._record("val" if weights == "last" else f"val_{weights}", values)
         self.progress.measure(self.state.step)
         return metrics
+
+    def _until_stopped(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Passes validation batches on, and looks for a signal after those that every rank has."""
+        shared = len(self.data.val) // distributed.world_size() // self.config.recipe.eval_batch_size
+        for number, batch in enumerate(batches):
+            yield batch
+            if number < shared and self._signals.should_stop():
+                self._stop()
 
     def save(self) -> None:
         """Replaces the resume state; a failure on rank 0 is raised on all ranks."""
@@ -202,11 +236,13 @@ class Trainer:
             "interval": interval,
             "interval_steps": self._interval_steps,
             "last_entry": self.last_entry,
+            "evaluation_due": self._evaluation_due,
         }
 
-    def _stop(self, signals: StopSignals) -> None:
-        self.save()
-        reason = signals.received.name if signals.received else "a signal"
+    def _stop(self) -> NoReturn:
+        if self.state.step < self.num_steps:  # the state after the last step is saved before the final evaluation
+            self.save()
+        reason = self._signals.received.name if self._signals.received else "a signal"
         raise StoppedError(f"stopped by {reason} after step {self.state.step}; the same command continues")
 
     def _reestimate_batchnorm(self) -> None:
