@@ -1,11 +1,18 @@
 """Several ranks on a CPU. Each test starts processes that import torch, so there are few."""
 
 import json
+import os
+import re
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 SHORT = [
@@ -45,8 +52,6 @@ def test_multirun_over_two_ranks_survives_a_failing_job(command: Callable, tmp_p
 
 
 def test_torchrun_and_the_same_command_afterwards(command: Callable, tmp_path: Path) -> None:
-    import subprocess
-
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     arguments = [str(ROOT / "train.py"), *SHORT, "run=ranks"]
     outcome = subprocess.run([*torchrun, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120)
@@ -55,6 +60,44 @@ def test_torchrun_and_the_same_command_afterwards(command: Callable, tmp_path: P
     again = command("train.py", *SHORT, "run=ranks")
     assert again.returncode == 0
     assert "holds this run, finished" in again.stdout
+
+
+def test_a_signal_to_the_group_of_two_ranks(tmp_path: Path) -> None:
+    """Each rank gets it twice, with the group and from the launcher; the loader processes get it too."""
+    arguments = [*SHORT, "recipe.steps=100000", "runtime.devices=2", "runtime.workers=1", "run=here"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *arguments, "logging.checkpoint_every=3", "logging.eval_every=4"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    state, deadline = tmp_path / "here" / "resume.pt", time.time() + 90
+    while not state.exists() and time.time() < deadline:
+        time.sleep(0.05)
+    assert state.exists()
+    sent = time.time()
+    os.killpg(process.pid, signal.SIGTERM)
+    message = process.communicate(timeout=60)[1]
+    assert process.returncode == 143, message
+    step = torch.load(state, weights_only=True)["state"]["step"]
+    assert state.stat().st_mtime > sent, message
+    assert re.search(rf"error: stopped by SIGTERM; the saved state is that after step {step}; the same", message)
+
+
+def test_two_ranks_word_an_error_of_the_data(command: Callable, tmp_path: Path) -> None:
+    for split, name in (("train", "a"), ("train", "b"), ("val", "a"), ("val", "b")):
+        (tmp_path / split / name).mkdir(parents=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / split / name / "good.png")
+    (tmp_path / "train/b/bad.png").write_bytes(b"broken")
+    own = ["data=imagefolder", f"data.root={tmp_path}", "data.fraction=1", "data.image_size=32", "runtime.workers=1"]
+    begin = time.time()
+    outcome = command("train.py", *SHORT, *own, "runtime.devices=2")
+    assert outcome.returncode == 1
+    assert outcome.stderr.splitlines()[-1].startswith("error: cannot decode ")
+    assert "Traceback" not in outcome.stderr
+    assert time.time() - begin < 50
 
 
 def test_multirun_under_torchrun_is_refused(command: Callable) -> None:

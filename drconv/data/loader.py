@@ -18,6 +18,7 @@ from drconv.errors import DataError
 Batch = dict[str, Tensor]
 
 _GRACE_S = 30  # how long a loader process outlives SIGTERM
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Loader:
@@ -32,7 +33,12 @@ class Loader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        iterator = iter(self._loader)
+        # Loader processes are started with both signals held back, until they have their own answer to them.
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        try:
+            iterator = iter(self._loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, former)
         self._iterators.add(iterator)
         try:
             yield from iterator
@@ -146,6 +152,7 @@ def _answer_signals(worker: int) -> None:
     """
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_GRACE_S))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
 
 class _AsSampler(Sampler[list[SampleKey]]):

@@ -214,7 +214,7 @@ class Trainer:
 
     def _until_stopped(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Passes validation batches on, and looks for a signal after those that every rank has."""
-        shared = len(self.data.val) // distributed.world_size() // self.config.recipe.eval_batch_size
+        shared = math.ceil(len(self.data.val) // distributed.world_size() / self.config.recipe.eval_batch_size)
         for number, batch in enumerate(batches):
             yield batch
             if number < shared and self._signals.should_stop():
