@@ -186,8 +186,9 @@ def test_wrong_options_name_the_key(changes: dict[str, object], message: str) ->
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "data").glob("*.yaml")), ids=lambda path: path.stem)
 def test_configurations_fit_the_schema(path: Path) -> None:
-    assert path.read_text().startswith("# python train.py ")
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), OmegaConf.load(path)))
+    assert path.read_text().removeprefix("# @package _global_\n").startswith("# python train.py ")
+    content = OmegaConf.load(path)
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), content.get("data", content)))
     assert isinstance(config, DataConfig)
     if config.name in ("digits", "generated"):
         batch = next(iter(train_loader(build_dataset(config, "train"), batch_size=2, num_steps=1)))
