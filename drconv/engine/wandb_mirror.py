@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from drconv.config import Config
 from drconv.files import replace_file
@@ -35,9 +36,10 @@ class WandbMirror:
     def _start(self, config: Config, folder: Path) -> None:
         import wandb
 
-        mode = config.logging.wandb
+        mode: str | None = config.logging.wandb
         if mode == "auto":
-            mode = "online" if _has_key() else "offline"
+            # None leaves it to the variable
+            mode = None if os.environ.get("WANDB_MODE") else "online" if _has_key() else "offline"
         is_below = folder.is_relative_to(config.outputs)
         self._run = wandb.init(
             project=config.logging.project,
@@ -66,9 +68,13 @@ def _run_id(path: Path) -> str:
 
 
 def _has_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
+    """Whether W&B's own search would find a key: the variable, else its server's entry in the netrc file."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
+    paths = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
     try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
+        file = next(path for path in (Path(name).expanduser() for name in paths) if path.exists())
+        return netrc.netrc(file).authenticators(host) is not None
+    except (StopIteration, OSError, netrc.NetrcParseError):
         return False
