@@ -22,14 +22,21 @@ PACKAGES = (
     "safetensors",
     "triton",
 )
+SOURCES = (".py", ".yaml", ".yml", ".cpp", ".h")
 ROOT = Path(__file__).parents[2]
 
 
 def code() -> dict[str, Any]:
     """Commit of the checkout and whether files differ from it; None where this is no checkout."""
     commit = _git("rev-parse", "HEAD")
-    status = _git("status", "--porcelain", "--untracked-files=no")
-    return {"commit": commit or None, "dirty": None if commit is None else bool(status)}
+    status = _git("status", "--porcelain", "--untracked-files=all") or ""
+    return {"commit": commit or None, "dirty": None if commit is None else is_dirty(status)}
+
+
+def is_dirty(status: str) -> bool:
+    """Whether ``git status --porcelain`` lists a changed file, or a new one that can change what a run computes."""
+    lines = (line.rstrip('"') for line in status.splitlines())  # git quotes unusual names
+    return any(not line.startswith("??") or line.endswith(SOURCES) for line in lines)
 
 
 def versions() -> dict[str, str | None]:
