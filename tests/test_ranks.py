@@ -92,12 +92,10 @@ def test_two_ranks_word_an_error_of_the_data(command: Callable, tmp_path: Path) 
         Image.new("RGB", (9, 9)).save(tmp_path / split / name / "good.png")
     (tmp_path / "train/b/bad.png").write_bytes(b"broken")
     own = ["data=imagefolder", f"data.root={tmp_path}", "data.fraction=1", "data.image_size=32", "runtime.workers=1"]
-    begin = time.time()
     outcome = command("train.py", *SHORT, *own, "runtime.devices=2")
     assert outcome.returncode == 1
     assert outcome.stderr.splitlines()[-1].startswith("error: cannot decode ")
     assert "Traceback" not in outcome.stderr
-    assert time.time() - begin < 50
 
 
 def test_multirun_under_torchrun_is_refused(command: Callable) -> None:

@@ -1,5 +1,6 @@
 """Starting the ranks of a run: in this process, in processes of our own, or under torchrun."""
 
+import logging
 import multiprocessing
 import os
 from collections.abc import Callable
@@ -25,6 +26,8 @@ def launch(worker: Callable[[Config], Any], config: Config) -> Any:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    for name in ("multiprocessing.api", "agent.server.api"):  # they log traces of what is told in one line here
+        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     # Inside other launchers' workers the start method may be one that the elastic agent does not know.
     multiprocessing.set_start_method("spawn", force=True)
     settings = LaunchConfig(
@@ -105,7 +108,8 @@ def _first_failure(rank: int, message: Any) -> Exception:
     name, _, reason = text.partition(": ")
     if kind := _user_errors().get(name):
         return kind(reason)
-    return RuntimeError(f"rank {rank} failed: {text}")
+    trace = message.get("extraInfo", {}).get("py_callstack", "") if isinstance(message, dict) else ""
+    return RuntimeError(f"rank {rank} failed: {text}\n{trace}".rstrip())
 
 
 def _user_errors() -> dict[str, type[UserError]]:
