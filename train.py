@@ -11,7 +11,9 @@ CONFIGS = Path(__file__).parent / "configs"
 def train(config: Config) -> float:
     """Starts the ranks of a run and returns its headline metric."""
     from drconv.engine.launch import launch
+    from drconv.engine.run_folder import check_folder
 
+    check_folder(config)  # before the seconds that torch takes to import
     return launch(worker, config)
 
 

@@ -1,6 +1,9 @@
 """Rules across the keys of the configuration; all broken ones are reported together, before torch is imported."""
 
+import difflib
+import math
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -8,6 +11,7 @@ from pathlib import Path
 from drconv.config import CondConvConfig, Config, DRConvConfig
 from drconv.errors import ConfigError
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "model.stem": ("auto", "imagenet", "small"),
     "model.conv": ("standard", "drconv", "condconv", "local", "deformable"),
@@ -30,7 +34,6 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
 }
 AT_LEAST: dict[str, float] = {
     "seed": 0,
-    "model.width": 0.01,
     "model.drconv.regions": 1,
     "model.drconv.experts": 1,
     "model.drconv.groups": 1,
@@ -58,6 +61,7 @@ LENGTHS = {  # lists of so many numbers
     "data.augment.crop_scale": 2,
     "data.augment.crop_ratio": 2,
 }
+WIDTHS = {"shufflenetv2": (0.25, 2.0), "mobilefacenet": (1.0, 1.0)}  # that a network can have; others have any
 SHARES = ("data.holdout", "recipe.label_smoothing")
 DATA_WITH_ROOT = ("imagefolder", "imagenet")
 
@@ -93,6 +97,7 @@ def value_of(config: object, key: str) -> object:
 
 
 def _problems(config: Config) -> Iterator[str]:
+    yield from _network(config)
     yield from _single_values(config)
     yield from _optional_values(config)
     yield from _length_and_schedule(config)
@@ -101,6 +106,25 @@ def _problems(config: Config) -> Iterator[str]:
     yield from _device(config)
     yield from _without_effect(config)
     yield from _output_folder(config)
+
+
+def model_names() -> list[str]:
+    """The choices of ``model.name``: those of the files in ``configs/model/``; none where the package is installed
+    without them."""
+    texts = (path.read_text() for path in (CONFIGS / "model").glob("*.yaml"))
+    return sorted({found[1] for text in texts if (found := re.search(r"^name: *(\w+)", text, re.M))})
+
+
+def _network(config: Config) -> Iterator[str]:
+    """Said here and by the network too, which is built only once torch and the data are there."""
+    name, width = config.model.name, config.model.width
+    names = model_names()
+    if names and name not in names:
+        near = difflib.get_close_matches(name, names, n=2) or names
+        yield f"model.name={name} is not known; did you mean {' or '.join(near)}?"
+    least, most = WIDTHS.get(name, (0.01, math.inf))
+    if not least <= width <= most:
+        yield f"model.width={width} does not fit: {name} takes {least} to {most}"
 
 
 def _single_values(config: Config) -> Iterator[str]:
@@ -178,6 +202,8 @@ def _data(config: Config) -> Iterator[str]:
         yield f"data={data.name} needs data.root, the folder that holds {data.train_split}/ and {data.val_split}/"
     if data.name == "generated" and data.num_classes is None:
         yield "data=generated needs data.num_classes"
+    if data.name == "digits" and data.num_classes not in (None, 10):
+        yield f"data.num_classes={data.num_classes}, and the embedded digits have 10; leave the key out"
     if config.model.name == "mobilefacenet":
         yield "model=mobilefacenet gives embeddings, and recipe.task=classification needs classes; choose another model"
     if data.root is not None and not Path(data.root).is_dir():

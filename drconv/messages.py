@@ -12,9 +12,9 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf.errors import OmegaConfBaseException
 
 from drconv.config import Config
+from drconv.config_check import CONFIGS
 from drconv.errors import StoppedError, UserError
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM),
     *(errno.EROFS, errno.ENOENT, errno.ENAMETOOLONG, errno.ENOTDIR),

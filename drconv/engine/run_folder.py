@@ -155,6 +155,14 @@ class RunFolder:
         self._take()
 
 
+def check_folder(config: Config) -> None:
+    """Raises a RunFolderError where the run's folder has a run of another configuration; takes no lock."""
+    folder = RunFolder(Path(str(config.run)))
+    is_used = not config.overwrite and not config.runtime.dry_run
+    if is_used and folder.is_begun and (folder.path / "config.yaml").exists():
+        folder.compare(config)
+
+
 def binding_keys(config: Config) -> dict[str, Any]:
     """All keys that decide what a run computes, dotted, with their values."""
     return select_binding(asdict(config))
