@@ -58,3 +58,6 @@ for _network, _widths in WIDTHS.items():
         for _prefix, (_conv, _preset) in VARIANTS.items():
             _name = f"{_prefix}{_network}_x{_width}".replace(".", "_")
             _register(_name, _network, _width, _conv, _preset)
+
+# Deformable kernels stand in one row of Table 1.
+_register("dk_mobilenetv2_x1_0", "mobilenetv2", 1.0, "deformable", {})

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scripts.cost import NOTES, Row, measure, render, table_rows
+from drconv import count_cost
+from models import create_model
+from scripts.cost import FITTING_WIDTHS, NOTES, Row, load_model_config, measure, render, table_rows
 
 ROOT = Path(__file__).parents[1]
 MISFIT = "table1/drconv_shufflenetv2_0.5x"
@@ -31,6 +33,30 @@ def test_rows_cost_what_the_paper_prints(rows: list[Row]) -> None:
             assert abs(row.paper_convention - row.printed) <= max(1, 0.025 * row.printed), row
     misfit = next(row for row in rows if row.name == MISFIT)
     assert misfit.paper_convention == pytest.approx(46, abs=1.2)
+
+
+def paper_cost(model: str, **options: object) -> float:
+    """Millions by the paper's convention, with other options of the network or of DRConv."""
+    config = load_model_config(model)
+    for name, value in options.items():
+        setattr(config if hasattr(config, name) else config.drconv, name, value)
+    return count_cost(create_model(config, 1000, 224), 224).paper_multiply_adds / 1e6
+
+
+def test_notes_are_true() -> None:
+    """The widths would explain the starred rows, and a guide per convolution one row of the misfit's network."""
+    printed = yaml.safe_load((ROOT / "results/paper.yaml").read_text())["table1"]
+    for name, width in FITTING_WIDTHS.items():
+        row, claimed = name.removeprefix("table1/"), printed[name.removeprefix("table1/")]["madds"]
+        cost = paper_cost(row.replace("_lite", ""), width=width)
+        assert cost == pytest.approx(claimed, abs=max(1, 0.025 * claimed)), name
+        assert f"model.width={width} " in NOTES[name]
+    # At 0.86 of the width one row is still too cheap and another already too dear: no factor fits both.
+    assert paper_cost("drconv_shufflenetv2_0.5x", width=0.43) < printed["drconv_lite_shufflenetv2_0.5x"]["madds"] - 1
+    assert paper_cost("drconv_shufflenetv2_1x", width=0.86) > 1.025 * printed["drconv_lite_shufflenetv2_1x"]["madds"]
+    for row, expected in (("drconv_shufflenetv2_0.5x", 46.2), ("drconv_shufflenetv2_1x", 160.1)):
+        assert paper_cost(row, guide="own") == pytest.approx(expected, abs=0.05)
+        assert f"{expected}M" in NOTES[MISFIT]
 
 
 def test_drconv_adds_its_guides_and_generators(rows: list[Row]) -> None:

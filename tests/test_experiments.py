@@ -1,8 +1,9 @@
 """Every file of configs/model and configs/experiment: composes, claims what the paper prints, and trains."""
 
 import json
+import math
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import train
 from drconv import count_cost
 from drconv.cli import typed
 from drconv.config import Config, ModelConfig
+from drconv.config_check import validate
 from models import create_model
 from models.timm_registry import VARIANTS, WIDTHS
 from scripts.cost import load_model_config
@@ -23,26 +25,6 @@ FOLDER = ROOT / "configs/experiment"
 EXPERIMENTS = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))
 PAPER = yaml.safe_load((ROOT / "results/paper.yaml").read_text())
 DECISIONS = {f"D{i}" for i in range(1, 12)}
-
-# Generated pictures at a reduced resolution, with the stem of the real one, in place of an experiment's data.
-REDUCED = [
-    "model=shufflenetv2_0.5x",
-    "run=unset",
-    "data=generated",
-    "data.num_generated=4",
-    "data.num_classes=10",
-    "data.image_size=64",
-    "data.eval_resize=64",
-    "recipe.steps=2",
-    "recipe.epochs=null",
-    "recipe.schedule.warmup_steps=0",
-    "recipe.batch_size=4",
-    "recipe.optimizer.lr=0.001",
-    "logging.wandb=disabled",
-    "runtime.workers=0",
-    "runtime.device=cpu",
-    "runtime.kernel=torch",
-]
 
 
 @pytest.fixture(scope="module")
@@ -125,29 +107,49 @@ def test_widened_networks_match_drconv(configs: dict[str, Config]) -> None:
             assert ours.parameters == pytest.approx(theirs.parameters, rel=0.01)
 
 
-@pytest.fixture(scope="module")
-def reduced() -> Config:
-    """Generated pictures and two steps."""
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return typed(compose("train", REDUCED))
+def reduce(config: Config, run: Path) -> Config:
+    """The experiment's own model, recipe and augmentation on four generated pictures of 64 pixels, for two steps.
+
+    With the stem of large pictures, and the learning rate scaled to the batch so that two steps stay finite.
+    """
+    size = 64
+    recipe, data = config.recipe, config.data
+    optimizer = replace(recipe.optimizer, lr=recipe.optimizer.lr * 4 / recipe.batch_size)
+    schedule = replace(recipe.schedule, warmup_steps=min(1, recipe.schedule.warmup_steps))
+    resize = round(size * data.eval_resize / data.image_size)
+    small = replace(
+        config,
+        model=replace(config.model, stem="imagenet"),
+        recipe=replace(recipe, steps=2, epochs=None, batch_size=4, optimizer=optimizer, schedule=schedule),
+        data=replace(data, name="generated", num_generated=4, num_classes=10, image_size=size, eval_resize=resize),
+        runtime=replace(config.runtime, workers=0, device="cpu", kernel="torch", threads=1),
+        logging=replace(config.logging, wandb="disabled"),
+        run=str(run),
+    )
+    validate(small)
+    return small
 
 
 @pytest.fixture(scope="module")
 def trained() -> set[str]:
-    """Networks that have trained, so that rows of several tables are not trained twice."""
+    """What has run, as rows of several tables are the same run under two names."""
     return set()
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_trains_and_evaluates(
-    name: str, configs: dict[str, Config], reduced: Config, trained: set[str], tmp_path: Path
+    name: str, configs: dict[str, Config], trained: set[str], tmp_path: Path
 ) -> None:
-    model = replace(configs[name].model, stem="imagenet")
-    if str(model) in trained:
+    config = configs[name]
+    same = str((config.model, config.recipe, config.data))
+    if same in trained:
         return
-    run = tmp_path / "run"
-    train.worker(replace(reduced, model=model, experiment=configs[name].experiment, run=str(run)))
-    result = json.loads((run / "result.json").read_text())
+    small = reduce(config, tmp_path / "run")
+    train.worker(small)
+    result = json.loads((tmp_path / "run/result.json").read_text())
     assert result["steps"] == 2
-    trained.add(str(model))
-    shutil.rmtree(run)  # hundreds of megabytes for some
+    assert result["config"]["recipe"]["schedule"]["name"] == config.recipe.schedule.name
+    assert result["config"]["data"]["augment"] == asdict(config.data.augment)
+    assert all(math.isfinite(value) for value in result["metrics"]["last"].values())
+    trained.add(same)
+    shutil.rmtree(tmp_path / "run")  # hundreds of megabytes for some

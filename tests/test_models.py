@@ -18,6 +18,7 @@ from models.mobilenetv1 import build_mobilenetv1
 from models.mobilenetv2 import build_mobilenetv2
 from models.shufflenetv2 import ShuffleNetV2, channels_of, split_shuffled
 from models.torchvision_weights import load_torchvision
+from scripts.cost import load_model_config
 
 BUILDERS = {"shufflenetv2": ShuffleNetV2, "mobilenetv1": build_mobilenetv1, "mobilenetv2": build_mobilenetv2}
 
@@ -46,7 +47,11 @@ def multiply_adds(network: nn.Module, height: int, width: int) -> int:
         ("shufflenetv2", 1.5, 298.97),
         ("shufflenetv2", 2.0, 590.78),
         ("mobilenetv2", 0.25, 37.20),
+        ("mobilenetv2", 0.5, 97.13),
+        ("mobilenetv2", 0.75, 209.07),
         ("mobilenetv2", 1.0, 300.77),
+        ("mobilenetv1", 0.25, 41.03),
+        ("mobilenetv1", 0.5, 149.50),
         ("mobilenetv1", 0.75, 325.40),
         ("mobilenetv1", 1.0, 568.74),
     ],
@@ -192,6 +197,13 @@ def test_timm_builds_the_same_network() -> None:
     assert len(timm.list_models("*drconv*")) == 26
     with pytest.raises(ValueError, match="no pretrained weights"):
         timm.create_model("drconv_shufflenetv2_x0_5", pretrained=True)
+
+
+def test_timm_knows_the_rival_with_deformable_kernels() -> None:
+    theirs = timm.create_model("dk_mobilenetv2_x1_0", num_classes=5)
+    ours = models.create_model(load_model_config("dk_mobilenetv2_1.0x"), 5, 224)
+    assert {name: p.shape for name, p in theirs.named_parameters()} == {n: p.shape for n, p in ours.named_parameters()}
+    assert timm.list_models("dk_*") == ["dk_mobilenetv2_x1_0"]
 
 
 def test_import_is_cheap() -> None:

@@ -24,6 +24,8 @@ VARIABLE = "DRCONV_KERNEL"
 _PREFERRED = {"cpu": "cpu", "cuda": "triton"}
 _OPTIONAL = ("cpu", "triton")  # need a compiler or a package that may be missing
 
+_failures: dict[str, str] = {}  # why a module could not be imported
+
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None, Geometry], Tensor]
 
 
@@ -31,8 +33,9 @@ def _import(name: str) -> ModuleType | None:
     """The module of a kernel, or None where what it needs is not installed."""
     try:
         return importlib.import_module(f"{__name__}.{name}")
-    except ImportError:
+    except ImportError as error:
         if name in _OPTIONAL:
+            _failures[name] = str(error)
             return None
         raise
 
@@ -75,11 +78,20 @@ def select(
     if module is not None and module.supports(*arguments):
         return module.region_conv2d
     if name:
+        key, chosen = ("kernel", f"kernel={name!r}") if kernel else (VARIABLE, f"{VARIABLE}={name}")
         raise ValueError(
-            f"kernel={name!r} cannot run on {x.device.type} with x {tuple(x.shape)} of {x.dtype}: it "
-            f"{'is not installed' if module is None else 'does not support this'}; leave kernel empty to choose"
+            f"{chosen} cannot run on {x.device.type} with x {tuple(x.shape)} of {x.dtype}: "
+            f"{_reason(name, module)}; leave {key} empty to choose"
         )
     return load("torch").region_conv2d  # type: ignore[union-attr]
+
+
+def _reason(name: str, module: ModuleType | None) -> str:
+    """Why a kernel cannot be used."""
+    if module is None:
+        return f"it is not available, as {name} could not be imported ({_failures[name]})"
+    missing = module.why_not() if hasattr(module, "why_not") else None
+    return "it does not support this" if missing is None else f"it is not available, as {missing}"
 
 
 def select_layer(x: Tensor, weight: Tensor) -> Callable[..., tuple[Tensor, Tensor]] | None:

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import platform
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,6 +22,7 @@ from torch import Tensor
 from drconv.nn.kernels.geometry import Geometry
 
 _LOGGER = logging.getLogger(__name__)
+_failure: str | None = None  # why the extension could not be built
 _FLAGS = {
     "AVX512": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma", "-mf16c"],
     "AVX2": ["-mavx2", "-mfma", "-mf16c"],
@@ -41,10 +43,16 @@ def _load() -> bool:
         torch.library.register_autograd("drconv::cpu_region_conv2d", _backward, setup_context=_keep)
         torch.library.register_autograd("drconv::cpu_region_conv2d_backward", _second_backward)
     except (ImportError, OSError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        _LOGGER.warning("the C++ kernel of DRConv could not be built, the torch kernel is used: %s", reason)
+        global _failure
+        _failure = (str(error).strip() or type(error).__name__).splitlines()[0]
+        _LOGGER.warning("the C++ kernel of DRConv is not available, the torch kernel is used: %s", _failure)
         return False
     return True
+
+
+def why_not() -> str | None:
+    """Why the kernel could not be built, or None where it could or nobody has tried."""
+    return _failure
 
 
 def _build() -> Path:
@@ -70,7 +78,19 @@ def _build() -> Path:
     return library
 
 
+def _missing_tools() -> str | None:
+    """What the build lacks and how to get it, or None; the loader of torch would say it in a page."""
+    compiler = os.environ.get("CXX", "c++")
+    if shutil.which(compiler.split()[0] if compiler.split() else "c++") is None:
+        return f"there is no C++ compiler {compiler!r}; install g++ or name yours in CXX"
+    if shutil.which("ninja") is None:
+        return "there is no ninja on the PATH; pip install ninja, or activate the environment that has it"
+    return None
+
+
 def _compile(name: str, folder: Path, capability: str) -> None:
+    if (missing := _missing_tools()) is not None:
+        raise OSError(missing)
     from torch.utils import cpp_extension
 
     (folder / "lock").unlink(missing_ok=True)  # the loader's own lock, of a process that was killed
@@ -119,7 +139,6 @@ def supports_layer(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-@functools.cache
 def run_layer() -> Callable[..., tuple[Tensor, Tensor]]:
     """The operator of a DRConv layer without gradients in one call; see ``kernels.select_layer``."""
     return torch.ops.drconv.cpu_drconv.default
