@@ -89,7 +89,7 @@ def select(
 def _reason(name: str, module: ModuleType | None) -> str:
     """Why a kernel cannot be used."""
     if module is None:
-        return f"it is not available, as {name} could not be imported ({_failures[name]})"
+        return f"it is not available, as {name} could not be imported ({_failures.get(name, 'not installed')})"
     missing = module.why_not() if hasattr(module, "why_not") else None
     return "it does not support this" if missing is None else f"it is not available, as {missing}"
 
