@@ -114,6 +114,8 @@ class Run:
                 "paper_multiply_adds": cost.paper_multiply_adds,
             },
         }
+        if config.data.broken == "skip":
+            details["skipped"] = {"train": trainer.skipped, "val": metrics["last"]["skipped"]}
         conditions = circumstances(self.device, distributed.world_size())
         result = run_record(config, metrics, weights, details, conditions)
         write_json(self.folder.result, result)

@@ -40,6 +40,7 @@ class Trainer:
         self._interval: dict[str, Tensor] = {}  # sums since the last log line, on the device
         self._interval_steps = 0
         self.last_entry: dict[str, Any] = {}  # the last training log entry
+        self.skipped = 0  # broken pictures of all steps and ranks so far
         self._evaluation_due = False  # the run was stopped inside the evaluation that belongs to its last step
         self._signals = StopSignals(device)
         self._resume()
@@ -110,6 +111,7 @@ class Trainer:
             ) from None
         self._interval, self._interval_steps = saved["interval"], saved["interval_steps"]
         self.last_entry, self._evaluation_due = saved["last_entry"], saved.get("evaluation_due", False)
+        self.skipped = saved.get("skipped", 0)
         if distributed.is_main():
             print(f"continues at step {self.state.step} of {self.num_steps}", flush=True)
 
@@ -173,9 +175,13 @@ class Trainer:
         self._check_finite()
         names = sorted(self._interval)
         sums = torch.stack([self._interval[name].double() for name in names])
-        means = distributed.all_reduce(sums) / self._interval_steps / distributed.world_size()
+        parts = self._interval_steps * distributed.world_size()
+        means = distributed.all_reduce(sums) / parts
         self._interval, self._interval_steps = {}, 0
         entry: dict[str, Any] = dict(zip(names, means.tolist(), strict=True))
+        if "skipped" in entry:  # a count; a step's value is the mean over its micro-batches
+            entry["skipped"] = round(entry["skipped"] * parts * self.config.runtime.accumulate)
+            self.skipped += entry["skipped"]
         entry["lr"] = self.state.optimizer.param_groups[0]["lr"] / self.state.optimizer.param_groups[0]["lr_factor"]
         entry |= self.progress.measure(self.state.step)
         self.last_entry = dict(entry)
@@ -237,6 +243,7 @@ class Trainer:
             "interval_steps": self._interval_steps,
             "last_entry": self.last_entry,
             "evaluation_due": self._evaluation_due,
+            "skipped": self.skipped,
         }
 
     def _stop(self) -> NoReturn:

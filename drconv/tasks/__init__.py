@@ -2,7 +2,8 @@
 
 A task is an ``nn.Module`` with
     ``network``: the module whose weights are saved for inference;
-    ``forward(batch) -> dict[str, Tensor]``: scalars, of which ``loss`` is minimised and all are logged;
+    ``forward(batch) -> dict[str, Tensor]``: scalars, of which ``loss`` is minimised and all are logged as means;
+    ``skipped``, the number of broken pictures in a batch, is summed up instead;
     ``evaluate(batch, metric)``: predicts a batch and adds it to the metric;
     ``new_metric(device)``: an object with ``compute() -> dict[str, float]``, reduced over the ranks;
     ``headline``: the name of the metric that tables show.

@@ -42,10 +42,10 @@ class Classification(nn.Module):
     def evaluate(self, batch: dict[str, Any], metric: TopK) -> None:
         images, labels = self._inputs(batch)
         valid = batch["valid"].to(labels.device)  # replacements of broken pictures do not count
-        metric.update(self.network(images)[valid], labels[valid])
+        metric.update(self.network(images)[valid], labels[valid], (~valid).sum())
 
     def new_metric(self, device: torch.device) -> TopK:
-        return TopK(device)
+        return TopK(device, skipping=self.data.broken == "skip")
 
     def _inputs(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         device = next(self.network.parameters()).device
