@@ -179,7 +179,7 @@ class Config:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
     seed: int = 0
-    overwrite: bool = False  # redo a finished run
+    overwrite: bool = False  # redo a finished run, or one that does not fit; one that was stopped continues
     weights: str | None = None  # safetensors file: training starts from it, eval.py evaluates it
     outputs: str = "outputs"  # folder of the run folders
     run: str | None = None  # the run's folder; null for a name made of the choices and overrides, below outputs

@@ -1,15 +1,19 @@
 """Composition, rules and one-line errors."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from drconv.cli import expand_glob
+from drconv.cli import as_yaml, expand_glob
 from drconv.config import Config
-from drconv.config_check import CHOICES, steps_of_run, validate, value_of
+from drconv.config_check import CHOICES, WIDTHS, model_names, steps_of_run, validate, value_of
 from drconv.errors import ConfigError
 from drconv.messages import CONFIGS, schema_keys
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_model_alone_is_enough(make_config: Callable[..., Config]) -> None:
@@ -78,6 +82,9 @@ def test_every_choice_is_checked(make_config: Callable[..., Config], key: str) -
         ("recipe.optimizer.lr=-1", "recipe.optimizer.lr=-1.0 must be at least 0"),
         ("recipe.ema_decay=1.5", "must lie between 0 and 1"),
         ("weights=/nowhere.safetensors", "is not a file"),
+        ("model.name=shufflenet", "model.name=shufflenet is not known; did you mean shufflenetv2"),
+        ("model.width=2.5", "shufflenetv2 takes 0.25 to 2.0"),
+        ("data.num_classes=3", "the embedded digits have 10"),
     ],
 )
 def test_rules(make_config: Callable[..., Config], override: str, message: str) -> None:
@@ -116,3 +123,37 @@ def test_a_mistake_costs_one_line(command: Callable, arguments: list[str], expec
     assert expected in outcome.stderr
     assert outcome.stderr.startswith("error: ")
     assert len(outcome.stderr.strip().splitlines()) == 1
+
+
+def test_rules_about_networks_are_those_of_the_networks() -> None:
+    from models import available
+    from models.shufflenetv2 import CHANNELS
+
+    assert model_names() == available()
+    assert WIDTHS["shufflenetv2"] == (min(CHANNELS), max(CHANNELS))
+
+
+def test_another_run_s_folder_is_found_before_torch_is_imported(make_config: Callable[..., Config]) -> None:
+    config = make_config()
+    Path(config.run).mkdir()
+    Path(config.run, "config.yaml").write_text(as_yaml(config))
+    Path(config.run, "resume.pt").touch()
+    code = (
+        "import sys, train; from drconv.cli import config_of_run; from drconv.errors import RunFolderError\n"
+        "config = config_of_run([sys.argv[1]]); config.seed = 9\n"
+        "try: train.train(config)\n"
+        "except RunFolderError as error: sys.exit(str(error) + str('torch' in sys.modules))"
+    )
+    outcome = subprocess.run(
+        [sys.executable, "-c", code, f"run={config.run}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert "seed: 0 there, 9 here" in outcome.stderr
+    assert outcome.stderr.strip().endswith("False")
+
+
+def test_the_note_and_the_states_of_the_demonstration(make_config: Callable[..., Config], tmp_path: Path) -> None:
+    config = make_config(base=["model=shufflenetv2_1x"])
+    assert "demonstration" in str(config.recipe.note)
+    assert config.logging.checkpoint_every < steps_of_run(config, 1437) / 2
+    own = make_config("data=imagefolder", f"data.root={tmp_path}", base=["model=shufflenetv2_1x"])
+    assert own.recipe.note is None

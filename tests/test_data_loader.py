@@ -1,5 +1,8 @@
 """Batches: the same bits on any number of workers and after a restart; the embedded and generated data; cuts."""
 
+import subprocess
+import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from torch import Tensor
 from drconv.config import AugmentConfig, DataConfig
 from drconv.data import DataError, build_dataset, eval_loader, prepare, train_loader
 from drconv.data.dataset import balanced_choice
+from drconv.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 DIGITS = DataConfig(
@@ -91,6 +95,18 @@ def test_worker_error_is_one_line_with_the_file(tmp_path: Path) -> None:
             list(train_loader(dataset, batch_size=3, num_steps=1, workers=workers))
 
 
+def test_a_script_with_a_loader_ends_at_once() -> None:
+    """Its loader process outlives the SIGTERM that Python ends it with, so it must be ended before."""
+    code = (
+        "from drconv.config import DataConfig; from drconv.data import build_dataset, eval_loader\n"
+        "config = DataConfig(name='digits', image_size=8, eval_resize=8)\n"
+        "batches = iter(eval_loader(build_dataset(config, 'val'), batch_size=8, workers=1)); next(batches)\n"
+        "import time; print(time.time())"
+    )
+    outcome = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert time.time() - float(outcome.stdout) < 20, outcome.stderr
+
+
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("order", ["rgb", "bgr"])
 def test_prepare_normalises_in_the_configured_order(order: str, channels_last: bool) -> None:
@@ -148,6 +164,12 @@ def test_holdout_is_the_same_cut_for_every_seed() -> None:
     assert sorted(train.positions.tolist() + val.positions.tolist()) == list(range(100))
     assert torch.equal(train.positions, other.positions)
     assert torch.equal(val.source.read(3), train.source.read(3))
+
+
+def test_a_share_that_leaves_nothing_is_refused() -> None:
+    for split, changes in (("train", {"fraction": 0.001}), ("val", {"holdout": 0.001}), ("train", {"holdout": 0.999})):
+        with pytest.raises(ConfigError, match=r"leave no picture .*change data\.holdout or data\.fraction"):
+            build_dataset(generated(**changes), split)
 
 
 def test_fraction_keeps_classes_even_and_depends_on_the_seed() -> None:

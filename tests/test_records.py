@@ -6,6 +6,7 @@ import pytest
 
 from drconv.results.collect import thin_curve
 from drconv.results.identity import config_hash, select_binding
+from drconv.results.provenance import is_dirty
 from drconv.results.summary import compute_spread
 
 
@@ -55,3 +56,11 @@ def test_hash_ignores_where_a_run_ran_and_nothing_else() -> None:
     assert select_binding(config) == {"seed": 0, "data.name": "digits", "runtime.precision": "fp32"}
     assert config_hash(select_binding(config)) == config_hash(select_binding(elsewhere))
     assert config_hash(select_binding(config)) != config_hash(select_binding(other))
+
+
+def test_new_source_files_make_a_checkout_dirty_and_others_do_not() -> None:
+    assert not is_dirty("")
+    assert not is_dirty("?? notes.txt\n?? outputs/a.png")
+    assert is_dirty("?? models/mine.py")
+    assert is_dirty("?? notes.txt\n?? configs/recipe/mine.yaml")
+    assert is_dirty(" M README.md")

@@ -19,9 +19,11 @@ import train
 from drconv import errors
 from drconv.cli import as_yaml, config_of_run
 from drconv.config import Config
+from drconv.engine.signals import StopSignals
 from drconv.engine.trainer import Trainer
 from drconv.files import file_hash
 from drconv.messages import one_line
+from drconv.tasks import Classification
 
 ROOT = Path(__file__).parents[1]
 TIMES = {"images_per_second", "data_wait", "memory_gib"}
@@ -52,7 +54,9 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
-def test_a_run_that_was_killed_ends_bitwise_equal(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_was_killed_ends_bitwise_equal(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     """Stopped inside an epoch and between two saved states; continued with another number of loader processes."""
     options = ("recipe.ema_decay=0.9", "recipe.steps=7", "logging.eval_every=3")
     whole, parts = make_config(*options, run="whole"), make_config(*options, run="parts")
@@ -70,10 +74,11 @@ def test_a_run_that_was_killed_ends_bitwise_equal(make_config: Make, monkeypatch
     monkeypatch.undo()
     parts.runtime.workers = 2
     train.train(parts)
+    assert "continues at step 4 of 7" in capsys.readouterr().out
     assert_same_run(whole, parts)
 
 
-def test_sigkill_and_the_same_command(make_config: Make, tmp_path: Path) -> None:
+def test_sigkill_and_the_same_command(make_config: Make, capsys: pytest.CaptureFixture) -> None:
     options = ["recipe.ema_decay=0.9", "recipe.steps=12"]
     whole = make_config(*options, run="whole")
     train.train(whole)
@@ -85,11 +90,13 @@ def test_sigkill_and_the_same_command(make_config: Make, tmp_path: Path) -> None
     wait_for(Path(killed.run, "resume.pt"))
     process.send_signal(signal.SIGKILL)
     process.wait()
+    step = torch.load(Path(killed.run, "resume.pt"), weights_only=True)["state"]["step"]
     train.train(killed)
+    assert f"continues at step {step} of 12" in capsys.readouterr().out
     assert_same_run(whole, killed)
 
 
-def test_sigterm_saves_first(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigterm_saves_first(make_config: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     options = ("recipe.ema_decay=0.9", "logging.checkpoint_every=100")
     whole, parts = make_config(*options, run="whole"), make_config(*options, run="parts")
     train.train(whole)
@@ -99,6 +106,7 @@ def test_sigterm_saves_first(make_config: Make, monkeypatch: pytest.MonkeyPatch)
         step(self, batches)
         if self.state.step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)  # a repeat within seconds is the same request
 
     monkeypatch.setattr(Trainer, "_step", step_with_signal)
     with pytest.raises(errors.StoppedError, match="stopped by SIGTERM after step 3; the same command continues"):
@@ -106,7 +114,41 @@ def test_sigterm_saves_first(make_config: Make, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.undo()
     assert torch.load(Path(parts.run, "resume.pt"), weights_only=True)["state"]["step"] == 3
     train.train(parts)
+    assert "continues at step 3 of 6" in capsys.readouterr().out
     assert_same_run(whole, parts)
+
+
+@pytest.mark.parametrize("evaluations", [2, 3])
+def test_sigterm_inside_an_evaluation(make_config: Make, monkeypatch: pytest.MonkeyPatch, evaluations: int) -> None:
+    """The second is that of step 4, the third the final one; an evaluation that was cut short is made again."""
+    options = ("recipe.ema_decay=0.9", "logging.eval_every=2", "logging.checkpoint_every=100")
+    whole, parts = make_config(*options, run="whole"), make_config(*options, run="parts")
+    train.train(whole)
+    evaluate, seen = Classification.evaluate, []
+
+    def evaluate_with_signal(self: Classification, batch: dict, metric: object) -> None:
+        evaluate(self, batch, metric)
+        seen.append(batch)
+        if len(seen) == 4 * (evaluations - 1) + 3:  # 2 batches and 2 sets of weights; the averaged weights' first
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Classification, "evaluate", evaluate_with_signal)
+    with pytest.raises(errors.StoppedError, match=f"after step {2 * evaluations}"):
+        train.train(parts)
+    monkeypatch.undo()
+    assert len(seen) == 4 * (evaluations - 1) + 3
+    train.train(parts)
+    assert_same_run(whole, parts)
+
+
+def test_a_later_signal_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    with StopSignals(torch.device("cpu")) as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.should_stop()
+        monkeypatch.setattr("drconv.engine.signals.REPEAT_S", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_sigterm_to_the_whole_process_group(make_config: Make) -> None:
@@ -141,43 +183,7 @@ def wait_for(path: Path) -> None:
     deadline = time.time() + 60
     while not path.exists() and time.time() < deadline:
         time.sleep(0.01)
-
-
-def test_a_finished_run_is_kept(make_config: Make, capsys: pytest.CaptureFixture) -> None:
-    config = make_config()
-    first = train.train(config)
-    record = Path(config.run, "result.json").read_bytes()
-    assert train.train(config) == first
-    assert "overwrite=true runs it again" in capsys.readouterr().out
-    assert Path(config.run, "result.json").read_bytes() == record
-    config.overwrite = True
-    assert train.train(config) == first
-    assert Path(f"{config.run}.old1", "result.json").read_bytes() == record
-
-
-def test_a_folder_of_another_configuration_is_refused(make_config: Make) -> None:
-    train.train(make_config())
-    other = make_config("recipe.optimizer.lr=0.7", "seed=3")
-    with pytest.raises(errors.RunFolderError, match="seed: 0 there, 3 here") as caught:
-        train.train(other)
-    assert "recipe.optimizer.lr: 0.1 there, 0.7 here" in str(caught.value)
-
-
-def test_two_processes_cannot_own_a_folder(make_config: Make) -> None:
-    config = make_config()
-    Path(config.run).mkdir()
-    code = (
-        "import fcntl, sys; f = open(sys.argv[1] + '/lock', 'w'); fcntl.lockf(f, fcntl.LOCK_EX)\n"
-        "print(1, flush=True); sys.stdin.read()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, config.run], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as other:
-        other.stdout.readline()
-        with pytest.raises(errors.RunFolderError, match="another process is training"):
-            train.train(config)
-        other.stdin.close()
-    train.train(config)
+    assert path.exists()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(make_config: Make) -> None:
@@ -246,14 +252,6 @@ def test_a_stop_in_the_final_evaluation(make_config: Make, monkeypatch: pytest.M
     assert results[0]["train"]["loss"] == results[1]["train"]["loss"]
 
 
-def test_a_damaged_resume_state_says_so(make_config: Make) -> None:
-    config = make_config()
-    Path(config.run).mkdir()
-    Path(config.run, "resume.pt").write_bytes(b"PK\x03\x04 cut")
-    with pytest.raises(errors.RunFolderError, match=r"resume.pt is damaged .* overwrite=true"):
-        train.train(config)
-
-
 def test_evaluation_gives_the_recorded_metric_to_the_last_digit(
     make_config: Make, capsys: pytest.CaptureFixture
 ) -> None:
@@ -311,15 +309,6 @@ def test_the_record_is_whole(make_config: Make) -> None:
     usages = [statistics["usage"] for statistics in regions.values() if "usage" in statistics]
     assert len(usages) == 16
     assert all(sum(usage) == pytest.approx(1, abs=1e-5) for usage in usages)
-
-
-def test_other_data_in_the_same_folder_are_refused(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = make_config()
-    train.train(config)
-    Path(config.run, "result.json").unlink()
-    monkeypatch.setattr("drconv.data.PictureDataset.fingerprint", lambda self: {"pictures": 1})
-    with pytest.raises(errors.RunFolderError, match="the data differ"):
-        train.train(config)
 
 
 def test_wandb_offline_and_broken(
