@@ -77,7 +77,11 @@ def _inner_guide(guide: Any, x: Tensor, regions: int) -> tuple[Tensor, list[Any]
 
 def _is_uniform(tensors: list[Tensor | None], x: Tensor) -> bool:
     """Whether all that are there have the type of x."""
-    return all(tensor is None or tensor.dtype is x.dtype for tensor in tensors)
+    dtype = x.dtype
+    for tensor in tensors:  # noqa: SIM110, all() over a generator takes longer than the rest
+        if tensor is not None and tensor.dtype is not dtype:
+            return False
+    return True
 
 
 def _statistics(norm: nn.BatchNorm2d) -> list[Any]:
