@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -141,6 +141,15 @@ def test_sigterm_inside_an_evaluation(make_config: Make, monkeypatch: pytest.Mon
     assert_same_run(whole, parts)
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """A shell starts background jobs with SIGINT ignored, which Python then leaves so."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_a_later_signal_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     with StopSignals(torch.device("cpu")) as signals:
         os.kill(os.getpid(), signal.SIGINT)
