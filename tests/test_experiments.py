@@ -117,11 +117,12 @@ def reduce(config: Config, run: Path) -> Config:
     optimizer = replace(recipe.optimizer, lr=recipe.optimizer.lr * 4 / recipe.batch_size)
     schedule = replace(recipe.schedule, warmup_steps=min(1, recipe.schedule.warmup_steps))
     resize = round(size * data.eval_resize / data.image_size)
+    small_data = replace(data, name="generated", num_generated=4, num_classes=10, holdout=0.0)
     small = replace(
         config,
         model=replace(config.model, stem="imagenet"),
         recipe=replace(recipe, steps=2, epochs=None, batch_size=4, optimizer=optimizer, schedule=schedule),
-        data=replace(data, name="generated", num_generated=4, num_classes=10, image_size=size, eval_resize=resize),
+        data=replace(small_data, image_size=size, eval_resize=resize),
         runtime=replace(config.runtime, workers=0, device="cpu", kernel="torch", threads=1),
         logging=replace(config.logging, wandb="disabled"),
         run=str(run),
