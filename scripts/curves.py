@@ -34,14 +34,21 @@ def largest_spread(entry: Entry) -> float:
     return max(guide["logit_std"] for guide in entry["regions"].values())
 
 
+def mean_filter_spread(entry: Entry) -> float | None:
+    """None for a run that was made before this was logged."""
+    spreads = [guide.get("filter_spread") for guide in entry["regions"].values()]
+    return None if None in spreads else sum(spreads) / len(spreads)
+
+
 # name: title, split, key that an entry must have, value, whether the axis is logarithmic
-PANELS: dict[str, tuple[str, str, str, Callable[[Entry], float], bool]] = {
+PANELS: dict[str, tuple[str, str, str, Callable[[Entry], float | None], bool]] = {
     "loss": ("training loss", "train", "loss", lambda entry: entry["loss"], False),
     "top1": ("training top-1, %", "train", "top1", lambda entry: entry["top1"], False),
     "val": ("validation top-1, %", "val", "top1", lambda entry: entry["top1"], False),
     "usage": ("largest share of a region, over all guides", "train", "regions", largest_share, False),
     "entropy": ("entropy of the usage / maximum, mean of the guides", "train", "regions", mean_entropy, False),
     "spread": ("spread of the guides' logits, largest guide", "train", "regions", largest_spread, True),
+    "filters": ("spread of the filters over the regions, mean", "train", "regions", mean_filter_spread, False),
 }
 
 
@@ -93,9 +100,8 @@ def make_panel(name: str, curves: list[list[Entry]]) -> Panel:
     title, split, key, value, is_logarithmic = PANELS[name]
     lines = []
     for number, entries in enumerate(curves):
-        points: list[Point] = [
-            (entry["step"], value(entry)) for entry in entries if entry["split"] == split and entry.get(key)
-        ]
+        shown = [entry for entry in entries if entry["split"] == split and entry.get(key)]
+        points: list[Point] = [(entry["step"], y) for entry in shown if (y := value(entry)) is not None]
         lines.append(Line(number, points))
     return Panel(title, lines, is_logarithmic)
 

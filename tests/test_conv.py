@@ -46,7 +46,7 @@ def _effective(conv: DRConv2d, x: torch.Tensor) -> torch.Tensor:
     """Filters of the first image at the start."""
     if conv.generator is None:
         return conv.weight
-    return conv._filters(conv.generator(x))[0]
+    return conv.make_filters(conv.generator(x))[0]
 
 
 @pytest.mark.parametrize("form", ["grouped", "no_scale", "bias", "hidden"])

@@ -62,8 +62,8 @@ def draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]
 
 def test_command_reads_folders_and_records(tmp_path: Path, draw: Callable[..., None]) -> None:
     guides = {
-        "a": {"usage": [0.5, 0.5], "entropy": 1.0, "logit_std": 0.5},
-        "b": {"usage": [0.1, 0.9], "logit_std": 90.0},
+        "a": {"usage": [0.5, 0.5], "entropy": 1.0, "logit_std": 0.5, "filter_spread": 0.25},
+        "b": {"usage": [0.1, 0.9], "logit_std": 90.0, "filter_spread": 0.75},
     }
     guides["b"]["entropy"] = 0.5
     folder = tmp_path / "outputs" / "recipe.epochs=2,seed0"
@@ -76,13 +76,19 @@ def test_command_reads_folders_and_records(tmp_path: Path, draw: Callable[..., N
     (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
     plain = [{key: value for key, value in entry.items() if key != "regions"} for entry in entries]
     (tmp_path / "plain.jsonl").write_text("".join(f"{json.dumps(entry)}\n" for entry in plain))
-    panels = ["loss", "usage", "spread", "entropy", "val"]
+    panels = ["loss", "usage", "spread", "entropy", "val", "filters"]
     draw(str(folder.relative_to(tmp_path)), "plain net=plain.json", "--panels", *panels, "--out", "a.svg")
     svg = (tmp_path / "a.svg").read_text()
-    assert len(paths_of(svg, "#0072B2")) == 5
+    assert len(paths_of(svg, "#0072B2")) == 6
     assert len(paths_of(svg, "#D55E00")) == 2  # the plain network has no guides
     usage = paths_of(svg, "#0072B2")[1]  # from 0.5 at step 0 to 0.9 at step 10, the ends of both axes
     assert usage == [(WIDTH + LEFT, HEIGHT - BOTTOM), (2 * WIDTH - RIGHT, TOP)]
+    assert paths_of(svg, "#0072B2")[5][1][1] < paths_of(svg, "#0072B2")[5][0][1]  # from 0.25 up to 0.5, the mean
     assert ">plain net</text>" in svg
+    for guide in guides.values():
+        del guide["filter_spread"]  # as in a run made before it was logged
+    (tmp_path / "old.jsonl").write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
+    with pytest.raises(SystemExit, match="no run has values for the panel 'spread of the filters"):
+        draw("old.jsonl", "--panels", "filters", "--out", "old.svg")
     with pytest.raises(SystemExit, match="is not there"):
         draw("x=missing", "--out", "b.svg")

@@ -144,6 +144,18 @@ def test_auxiliary_loss_reaches_every_guide_and_lets_go() -> None:
         auxiliary_loss(network, balance=0.5, z=0.1)
 
 
+def test_filter_spread_is_0_for_equal_filters_and_large_for_independent_ones() -> None:
+    equal, independent = DRConv2d(64, 64, 1, init_noise=0.0), DRConv2d(64, 64, 1, init_noise=1e6)
+    mixed = DRConv2d(64, 64, 1, generator="experts")
+    network = nn.Sequential(equal, independent, mixed)
+    with torch.no_grad():
+        mixed.generator.weight.zero_()  # every region mixes the experts alike
+        with region_statistics(network) as statistics:
+            network(torch.randn(2, 64, 8, 8))
+    spreads = [entry["filter_spread"] for entry in statistics.values()]
+    assert spreads == pytest.approx([0, (7 / 8) ** 0.5, 0], abs=0.02)
+
+
 def test_statistics_of_a_trained_layer() -> None:
     network = nn.Sequential(_block(), DRConv2d(8, 8, 1, scale=False), DRConv2d(8, 8, 1))
     x = torch.randn(2, 4, 8, 8)
@@ -159,4 +171,9 @@ def test_statistics_of_a_trained_layer() -> None:
     assert entry["logit_range"] == pytest.approx((logits.amax(1) - logits.amin(1)).mean().item(), rel=1e-5)
     assert 0.4 < entry["scale_min"] <= entry["scale_max"] < 0.6
     assert statistics["1.guide"]["scale_min"] is None
+    scale = network[2].generator(network[:2](x)).mean(0)[:, None, None, None, None]
+    for name, filters in ("1.guide", network[1].weight), ("2.guide", scale * network[2].weight):
+        difference = filters - filters.mean(0)
+        expected = (difference.square().mean() / filters.square().mean()).sqrt().item()
+        assert statistics[name]["filter_spread"] == pytest.approx(expected, rel=1e-5)
     assert not any(module._forward_hooks for module in network.modules())

@@ -250,7 +250,7 @@ class DRConv2d(FilterBank):
 
         def make() -> Tensor:
             with without_autocast(x):
-                return self._filters(gate).to(dtype)
+                return self.make_filters(gate).to(dtype)
 
         filters = make()
         if not filters.requires_grad or torch.compiler.is_compiling():
@@ -258,7 +258,7 @@ class DRConv2d(FilterBank):
         with remake_in_backward(filters, make):
             return self._convolve(x, guide, filters, None)
 
-    def _filters(self, gate: Tensor) -> Tensor:
+    def make_filters(self, gate: Tensor) -> Tensor:
         """(B, M, O, C/groups, K, K) from the generator's first layer."""
         weight = self._shared_weight().to(gate.dtype)
         if self.experts is not None:

@@ -87,27 +87,32 @@ def region_statistics(network: nn.Module) -> Iterator[Statistics]:
     - ``entropy``: of the usage over its maximum, 1 for equal use and 0 for a single region,
     - ``logit_std`` and ``logit_range``: standard deviation over the regions, averaged over the positions, and the mean
       distance of the largest to the smallest logit,
-    - ``scale_min`` and ``scale_max``: over the generators of the layers this guide serves, where they have one.
+    - ``scale_min`` and ``scale_max``: over the generators of the layers this guide serves, where they have one,
+    - ``filter_spread``: how far the regions' filters, at the batch's mean scale, lie from their mean, over their size
+      (root mean squares, averaged over the layers this guide serves): 0 where DRConv is a standard convolution,
+      sqrt(1 - 1/M) where the filters have nothing in common.
 
     Numbers are read from the device once, at the end.
     """
     statistics: Statistics = {}
     logits: dict[str, Tensor] = {}
-    scales: dict[str, Tensor] = {}
+    gates: dict[str, Tensor] = {}
+    layers = {name: module for name, module in network.named_modules() if isinstance(module, DRConv2d)}
     handles = []
     for name, guide in _guides(network).items():
         handles.append(guide.register_forward_hook(_keep(name, logits)))
-    for name, module in network.named_modules():
-        if isinstance(module, DRConv2d) and module.generator is not None and module.experts is None:
-            handles.append(module.generator.register_forward_hook(_keep(name, scales)))
+    for name, layer in layers.items():
+        if layer.generator is not None:
+            handles.append(layer.generator.register_forward_hook(_keep(name, gates)))
     try:
         yield statistics
     finally:
         for handle in handles:
             handle.remove()
-    ranges = _scale_ranges(logits, scales)
     for name, values in logits.items():
-        statistics[name] = _describe(values) | ranges[name]
+        owner = name.removesuffix("guide")  # "" or "stage.block.", the layer or sequence that owns the guide
+        served = {path: layer for path, layer in layers.items() if _nearest(f"{path}.", logits) == owner}
+        statistics[name] = _describe(values) | _scale_range(served, gates) | _filter_spread(served, gates)
 
 
 def _guides(network: nn.Module) -> dict[str, Guide]:
@@ -121,17 +126,30 @@ def _keep(name: str, into: dict[str, Tensor]) -> Any:
     return hook
 
 
-def _scale_ranges(guides: dict[str, Tensor], scales: dict[str, Tensor]) -> Statistics:
-    """Smallest and largest scale of the layers below each guide's owner."""
-    ranges: Statistics = {}
-    for guide in guides:
-        owner = guide.removesuffix("guide")  # "" or "stage.block.", the layer or sequence that owns the guide
-        served = [scale for name, scale in scales.items() if scale.numel() and _nearest(f"{name}.", guides) == owner]
-        ranges[guide] = {
-            "scale_min": min((float(scale.min()) for scale in served), default=None),
-            "scale_max": max((float(scale.max()) for scale in served), default=None),
-        }
-    return ranges
+def _scale_range(layers: dict[str, DRConv2d], gates: dict[str, Tensor]) -> dict[str, float | None]:
+    """Smallest and largest scale of the grouped generators; the sigmoids of "experts" are no scales of a filter."""
+    scales = [gates[name] for name, layer in layers.items() if layer.experts is None and name in gates]
+    scales = [scale for scale in scales if scale.numel()]
+    return {
+        "scale_min": min((float(scale.min()) for scale in scales), default=None),
+        "scale_max": max((float(scale.max()) for scale in scales), default=None),
+    }
+
+
+@torch.no_grad()
+def _filter_spread(layers: dict[str, DRConv2d], gates: dict[str, Tensor]) -> dict[str, float | None]:
+    """Distance of the regions' filters from their mean over their size, mean of the layers that have run."""
+    spreads = []
+    for name, layer in layers.items():
+        filters: Tensor
+        if layer.generator is None:
+            filters = layer.weight
+        elif name in gates and len(gates[name]):
+            filters = layer.make_filters(gates[name].mean(0, keepdim=True))[0]
+        else:
+            continue
+        spreads.append((filters - filters.mean(0)).norm() / filters.norm())
+    return {"filter_spread": float(torch.stack(spreads).mean()) if spreads else None}
 
 
 def _nearest(layer: str, guides: dict[str, Tensor]) -> str:
