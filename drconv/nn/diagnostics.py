@@ -88,7 +88,7 @@ def region_statistics(network: nn.Module) -> Iterator[Statistics]:
     - ``logit_std`` and ``logit_range``: standard deviation over the regions, averaged over the positions, and the mean
       distance of the largest to the smallest logit,
     - ``scale_min`` and ``scale_max``: over the generators of the layers this guide serves, where they have one,
-    - ``filter_spread``: how far the regions' filters, at the batch's mean scale, lie from their mean, over their size
+    - ``filter_spread``: how far the filters of the regions of the first image lie from their mean, over their size
       (root mean squares, averaged over the layers this guide serves): 0 where DRConv is a standard convolution,
       sqrt(1 - 1/M) where the filters have nothing in common.
 
@@ -145,7 +145,7 @@ def _filter_spread(layers: dict[str, DRConv2d], gates: dict[str, Tensor]) -> dic
         if layer.generator is None:
             filters = layer.weight
         elif name in gates and len(gates[name]):
-            filters = layer.make_filters(gates[name].mean(0, keepdim=True))[0]
+            filters = layer.make_filters(gates[name][:1])[0]
         else:
             continue
         spreads.append((filters - filters.mean(0)).norm() / filters.norm())
