@@ -155,9 +155,9 @@ def test_changed_settings_are_a_row_of_their_own(root: Path) -> None:
 
 
 def test_baseline_has_its_own_network_and_the_same_recipe(root: Path) -> None:
-    make_run(root, DRCONV, 0, 80.0)
-    make_run(root, DRCONV, 0, 60.0, "model.drconv.regions=2")
-    make_run(root, DRCONV, 0, 70.0, "recipe.epochs=2")
+    make_run(root, "small/inside/drconv", 0, 80.0)
+    make_run(root, "small/inside/drconv", 0, 60.0, "model.drconv.regions=2")
+    make_run(root, "small/inside/drconv", 0, 70.0, "recipe.epochs=2")
     make_run(root, "small/inside/guide_own", 0, 71.5, "recipe.epochs=2")
     make_run(root, "small/inside/guide_own", 0, 78.5, "recipe.optimizer.guide_lr=0.1")
     record_all(root)
