@@ -92,7 +92,7 @@ def region_statistics(network: nn.Module) -> Iterator[Statistics]:
       (root mean squares, averaged over the layers this guide serves): 0 where DRConv is a standard convolution,
       sqrt(1 - 1/M) where the filters have nothing in common.
 
-    Numbers are read from the device once, at the end.
+    Numbers are read from the device at the end.
     """
     statistics: Statistics = {}
     logits: dict[str, Tensor] = {}
@@ -109,9 +109,10 @@ def region_statistics(network: nn.Module) -> Iterator[Statistics]:
     finally:
         for handle in handles:
             handle.remove()
+    owners = {path: _nearest(f"{path}.", logits) for path in layers}
     for name, values in logits.items():
         owner = name.removesuffix("guide")  # "" or "stage.block.", the layer or sequence that owns the guide
-        served = {path: layer for path, layer in layers.items() if _nearest(f"{path}.", logits) == owner}
+        served = {path: layer for path, layer in layers.items() if owners[path] == owner}
         statistics[name] = _describe(values) | _scale_range(served, gates) | _filter_spread(served, gates)
 
 
@@ -128,8 +129,8 @@ def _keep(name: str, into: dict[str, Tensor]) -> Any:
 
 def _scale_range(layers: dict[str, DRConv2d], gates: dict[str, Tensor]) -> dict[str, float | None]:
     """Smallest and largest scale of the grouped generators; the sigmoids of "experts" are no scales of a filter."""
-    scales = [gates[name] for name, layer in layers.items() if layer.experts is None and name in gates]
-    scales = [scale for scale in scales if scale.numel()]
+    gated = [name for name, layer in layers.items() if layer.experts is None and name in gates]
+    scales = [gates[name] for name in gated if gates[name].numel()]
     return {
         "scale_min": min((float(scale.min()) for scale in scales), default=None),
         "scale_max": max((float(scale.max()) for scale in scales), default=None),

@@ -64,7 +64,7 @@ def fill_blocks(path: Path, text: str, root: Path, tables: dict[str, Table]) -> 
 
 def as_markdown(table: Table, page: Path) -> str:
     """The table in Markdown below its text, with links from the page to the records."""
-    lines = [table.text.strip(), ""] if table.text else []
+    lines = [table.text, ""] if table.text else []
     lines += [f"| {' | '.join(table.header)} |", f"|{' --- |' * len(table.header)}"]
     for row in table.rows:
         cells = [cell if isinstance(cell, str) else _links(cell, page) for cell in row]
