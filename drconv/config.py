@@ -153,7 +153,7 @@ class LoggingConfig:
     every: int = 50  # steps between progress lines and metrics.jsonl entries
     eval_every: int | None = None  # steps; null: at the end only
     checkpoint_every: int = 1000  # steps between resume states
-    region_usage: bool = True  # log the guides' region usage, logit spread and scale range
+    region_usage: bool = True  # log what guides and generators do: usage, spreads, scale range, gradient norms by part
     wandb: str = "auto"  # auto: online with a key, offline without; online, offline, disabled
     project: str = "drconv"
 

@@ -40,6 +40,11 @@ def mean_filter_spread(entry: Entry) -> float | None:
     return None if None in spreads else sum(spreads) / len(spreads)
 
 
+def gradient_of(part: str) -> Callable[[Entry], float | None]:
+    """Norm of the gradients of ``guide``, ``generator``, ``filters`` or ``rest``; a frozen part has none."""
+    return lambda entry: entry["gradients"][part] or None
+
+
 # name: title, split, key that an entry must have, value, whether the axis is logarithmic
 PANELS: dict[str, tuple[str, str, str, Callable[[Entry], float | None], bool]] = {
     "loss": ("training loss", "train", "loss", lambda entry: entry["loss"], False),
@@ -49,6 +54,10 @@ PANELS: dict[str, tuple[str, str, str, Callable[[Entry], float | None], bool]] =
     "entropy": ("entropy of the usage / maximum, mean of the guides", "train", "regions", mean_entropy, False),
     "spread": ("spread of the guides' logits, largest guide", "train", "regions", largest_spread, True),
     "filters": ("spread of the filters over the regions, mean", "train", "regions", mean_filter_spread, False),
+    "guide_gradient": ("gradient norm of the guides", "train", "gradients", gradient_of("guide"), True),
+    "generator_gradient": ("gradient norm of the generators", "train", "gradients", gradient_of("generator"), True),
+    "filter_gradient": ("gradient norm of the filters", "train", "gradients", gradient_of("filters"), True),
+    "rest_gradient": ("gradient norm of all other parameters", "train", "gradients", gradient_of("rest"), True),
 }
 
 

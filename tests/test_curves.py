@@ -90,5 +90,13 @@ def test_command_reads_folders_and_records(tmp_path: Path, draw: Callable[..., N
     (tmp_path / "old.jsonl").write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
     with pytest.raises(SystemExit, match="no run has values for the panel 'spread of the filters"):
         draw("old.jsonl", "--panels", "filters", "--out", "old.svg")
+    for step, entry in enumerate(entries):
+        entry["gradients"] = {"guide": 0.0, "generator": 10.0**step}  # a frozen guide
+    (tmp_path / "new.jsonl").write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
+    draw("new.jsonl", "--panels", "generator_gradient", "--out", "new.svg")
+    (rising,) = paths_of((tmp_path / "new.svg").read_text(), "#0072B2")
+    assert rising == [(LEFT, HEIGHT - BOTTOM), (WIDTH - RIGHT, TOP)]
+    with pytest.raises(SystemExit, match="no run has values for the panel 'gradient norm of the guides"):
+        draw("new.jsonl", "--panels", "guide_gradient", "--out", "frozen.svg")
     with pytest.raises(SystemExit, match="is not there"):
         draw("x=missing", "--out", "b.svg")

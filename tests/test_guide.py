@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from drconv.nn import DRConv2d, Guide, GuidedSequential, auxiliary_loss, keep_logits, region_statistics
+from drconv.nn import DRConv2d, Guide, GuidedSequential, auxiliary_loss, gradient_norms, keep_logits, region_statistics
 from drconv.nn.diagnostics import balance_loss, region_usage, usage_entropy, z_loss
 
 
@@ -177,3 +177,35 @@ def test_statistics_of_a_trained_layer() -> None:
         expected = (difference.square().mean() / filters.square().mean()).sqrt().item()
         assert statistics[name]["filter_spread"] == pytest.approx(expected, rel=1e-5)
     assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_gradient_norms_of_the_parts() -> None:
+    """Of the gradients that the optimiser took: clipped, and sorted by the parameters' names."""
+    network = nn.Sequential(
+        _block(), nn.BatchNorm2d(8), DRConv2d(8, 8, 1, generator_bias=True), DRConv2d(8, 4, 1, scale=False)
+    )
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    with gradient_norms(network, optimizer) as norms:
+        network(torch.randn(2, 4, 8, 8)).square().sum().backward()
+        assert torch.nn.utils.clip_grad_norm_(network.parameters(), 2.0) > 2
+        optimizer.step()
+    filters = {f"{name}.{part}" for name, layer in network.named_modules() if isinstance(layer, DRConv2d)
+               for part in ("weight", "filter_bias")}  # fmt: skip
+    expected = dict.fromkeys(("guide", "generator", "filters", "rest"), 0.0)
+    for name, parameter in network.named_parameters():
+        part = next((part for part in ("guide", "generator") if f".{part}." in f".{name}"), None)
+        part = part or ("filters" if name in filters else "rest")
+        expected[part] += parameter.grad.double().square().sum().item()
+    assert all(value > 0 for value in expected.values())
+    assert norms == pytest.approx({part: value**0.5 for part, value in expected.items()}, rel=1e-5)
+    assert sum(value**2 for value in norms.values()) == pytest.approx(4, rel=1e-4)
+    assert not optimizer._optimizer_step_pre_hooks
+
+
+def test_gradient_norms_are_empty_without_a_drconv() -> None:
+    network = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    with gradient_norms(network, optimizer) as norms:
+        network(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+    assert norms == {}

@@ -318,6 +318,8 @@ def test_the_record_is_whole(make_config: Make) -> None:
     usages = [statistics["usage"] for statistics in regions.values() if "usage" in statistics]
     assert len(usages) == 16
     assert all(sum(usage) == pytest.approx(1, abs=1e-5) for usage in usages)
+    assert all(e["gradients"].keys() == {"guide", "generator", "filters", "rest"} for e in log if e["split"] == "train")
+    assert all(norm > 0 for norm in log[0]["gradients"].values())
 
 
 def test_wandb_offline_and_broken(

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NoReturn
 
 import torch
@@ -24,7 +24,7 @@ from drconv.engine.state import TrainState
 from drconv.engine.step import train_step
 from drconv.engine.wandb_mirror import WandbMirror
 from drconv.errors import NonFiniteLossError, RunFolderError, StoppedError
-from drconv.nn.diagnostics import region_statistics
+from drconv.nn.diagnostics import gradient_norms, region_statistics
 
 
 class Trainer:
@@ -119,20 +119,28 @@ class Trainer:
         logging, state = self.config.logging, self.state
         is_logged = (state.step + 1) % logging.every == 0 or state.step + 1 == self.num_steps
         timed = self._timed(batches)
-        watch: AbstractContextManager[dict[str, Any]] = nullcontext({})
-        if is_logged and logging.region_usage:
-            watch = region_statistics(state.task)
-        with watch as regions:
+        watches = is_logged and logging.region_usage
+        watch: AbstractContextManager[dict[str, Any]] = self._watch() if watches else nullcontext({})
+        with watch as watched:
             logged = train_step(state, timed, self.config, self.num_steps, self.device)
         self._accumulate(logged)
         if is_logged:
-            self._write_log(regions)
+            self._write_log(watched)
         elif distributed.is_main():
             self.progress.bar(state.step)
         if logging.eval_every and state.step % logging.eval_every == 0 and state.step < self.num_steps:
             self._evaluate_between()
         if state.step % logging.checkpoint_every == 0 or state.step == self.num_steps:
             self.save()
+
+    @contextmanager
+    def _watch(self) -> Iterator[dict[str, Any]]:
+        """What the guides of a DRConv network do in a step, known when the context ends."""
+        watched: dict[str, Any] = {}
+        task, optimizer = self.state.task, self.state.optimizer
+        with region_statistics(task) as regions, gradient_norms(task, optimizer) as gradients:
+            yield watched
+        watched |= {name: value for name, value in (("regions", regions), ("gradients", gradients)) if value}
 
     def _timed(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for _ in range(self.config.runtime.accumulate):
@@ -171,7 +179,7 @@ class Trainer:
             f"recipe.schedule.warmup_steps"
         )
 
-    def _write_log(self, regions: dict[str, Any]) -> None:
+    def _write_log(self, watched: dict[str, Any]) -> None:
         self._check_finite()
         names = sorted(self._interval)
         sums = torch.stack([self._interval[name].double() for name in names])
@@ -188,9 +196,7 @@ class Trainer:
         if self._log is None:
             return
         self.progress.line(self.state.step, entry)
-        if regions:
-            entry["regions"] = regions
-        self._record("train", entry)
+        self._record("train", entry | watched)
 
     def _record(self, split: str, entry: dict[str, Any]) -> None:
         """On rank 0: the file first, then its mirror."""

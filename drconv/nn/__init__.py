@@ -4,7 +4,7 @@ from drconv.nn.condconv import CondConv2d, RoutedSequential
 from drconv.nn.conv import DRConv2d
 from drconv.nn.cost import count_cost
 from drconv.nn.deformable import DeformableKernelConv2d
-from drconv.nn.diagnostics import auxiliary_loss, keep_logits, region_statistics
+from drconv.nn.diagnostics import auxiliary_loss, gradient_norms, keep_logits, region_statistics
 from drconv.nn.functional import region_conv2d
 from drconv.nn.fusion import fuse_for_inference
 from drconv.nn.guide import Guide, GuidedSequential
@@ -23,6 +23,7 @@ __all__ = [
     "auxiliary_loss",
     "count_cost",
     "fuse_for_inference",
+    "gradient_norms",
     "is_pointwise",
     "keep_logits",
     "region_conv2d",

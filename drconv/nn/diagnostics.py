@@ -116,6 +116,46 @@ def region_statistics(network: nn.Module) -> Iterator[Statistics]:
         statistics[name] = _describe(values) | _scale_range(served, gates) | _filter_spread(served, gates)
 
 
+@contextmanager
+def gradient_norms(network: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[dict[str, float]]:
+    """Watch the gradients of one step: ``with gradient_norms(network, optimizer) as norms: ...``.
+
+    When the context ends, ``norms`` holds the 2-norms of the last gradients that the optimiser took (clipped and
+    without the loss scale), over all layers: of the guides (``guide``), of the generators' first layers
+    (``generator``), of the filters they are made from (``filters``) and of all other parameters (``rest``). It stays
+    empty for a network without DRConv, and where the optimiser took no step.
+    """
+    norms: dict[str, float] = {}
+    taken: dict[str, Tensor] = {}
+    parts = _parts(network)
+
+    def keep(*_: Any) -> None:
+        for name, parameters in parts.items():
+            gradients = [parameter.grad.detach() for parameter in parameters if parameter.grad is not None]
+            taken[name] = torch.nn.utils.get_total_norm(gradients)
+
+    handle = optimizer.register_step_pre_hook(keep)
+    try:
+        yield norms
+    finally:
+        handle.remove()
+    norms.update({name: float(norm) for name, norm in taken.items()})
+
+
+def _parts(network: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """The parameters of a DRConv network by what they do; none for another network."""
+    layers = [module for module in network.modules() if isinstance(module, DRConv2d)]
+    if not layers:
+        return {}
+    guides = [parameter for guide in _guides(network).values() for parameter in guide.parameters()]
+    gates = [layer.generator for layer in layers if layer.generator is not None]
+    generators = [parameter for gate in gates for parameter in gate.parameters()]
+    filters = [value for layer in layers for value in (layer.weight, layer.filter_bias) if value is not None]
+    named = {id(parameter) for parameter in [*guides, *generators, *filters]}
+    rest = [parameter for parameter in network.parameters() if id(parameter) not in named]
+    return {"guide": guides, "generator": generators, "filters": filters, "rest": rest}
+
+
 def _guides(network: nn.Module) -> dict[str, Guide]:
     return {name: module for name, module in network.named_modules() if isinstance(module, Guide)}
 
