@@ -62,6 +62,22 @@ def test_experiments_claim_what_the_paper_prints(configs: dict[str, Config]) -> 
         assert ("D4" in claim.decisions) == (config.model.drconv.groups == 2) == printed.get("starred", False)
 
 
+def test_decisions_are_those_in_force(configs: dict[str, Config]) -> None:
+    """What acts on guides and generators is named where it is on, and not where the alternative runs."""
+    printed = {"guide_norm": "none", "filter_sharing": 0.0, "generator_gradient": 1.0, "init_gain": None}
+    for name, config in configs.items():
+        options, is_ours = config.model.drconv, config.model.conv == "drconv"
+        is_grouped = options.generator == "grouped"
+        remedy = {key: getattr(options, key) for key in printed if is_grouped or key != "filter_sharing"}
+        expected = {
+            "D1": is_ours and is_grouped and options.hidden is None,
+            "D2": is_ours and options.guide == "block",
+            "D11": is_ours and any(value != printed[key] for key, value in remedy.items()),
+        }
+        for decision, in_force in expected.items():
+            assert (decision in config.experiment.decisions) == in_force, (name, decision)
+
+
 def test_every_row_of_the_paper_has_its_experiment() -> None:
     assert {name.removeprefix("table1/") for name in EXPERIMENTS if name.startswith("table1/")} == set(PAPER["table1"])
     assert sum(name.startswith("fig4/") for name in EXPERIMENTS) == 16
