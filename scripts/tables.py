@@ -3,6 +3,7 @@
     python scripts/tables.py                 # records all finished runs below outputs/, then writes the pages
     python scripts/tables.py FOLDER ...      # the same with other run folders
     python scripts/tables.py check           # changes nothing; fails if a page or a record is not as it should be
+    python scripts/tables.py check FOLDER    # the same, records compared with the runs and weights in these folders too
 
 A run's record and its thinned curve go to results/runs; a record that is there is never replaced. The pages are
 results/README.md, and the blocks between tables:begin and tables:end of README.md and docs/evidence.md.
@@ -24,10 +25,12 @@ from drconv.results.tables import load_sources, make_tables  # noqa: E402
 
 def main() -> int:
     arguments = parse_arguments()
-    if arguments.folders == ["check"]:
-        problems = find_problems(arguments.root, load_sources(arguments.root))
+    checks = arguments.folders[:1] == ["check"]
+    folders = [Path(name) for name in arguments.folders[checks:]] or [arguments.root / "outputs"]
+    if checks:
+        problems = find_problems(arguments.root, load_sources(arguments.root), folders)
     else:
-        problems = collect_all(arguments.folders or [arguments.root / "outputs"], arguments.root / "results" / "runs")
+        problems = collect_all(folders, arguments.root / "results" / "runs")
         problems += write_pages(arguments.root)
     for problem in problems:
         print(problem, file=sys.stderr)
@@ -36,15 +39,15 @@ def main() -> int:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="*", help="'check', or folders to search for finished runs")
+    parser.add_argument("folders", nargs="*", help="'check', folders to search for finished runs, or both")
     parser.add_argument("--root", type=Path, default=ROOT, help="the project's folder")
     return parser.parse_args()
 
 
-def collect_all(folders: list[str | Path], runs: Path) -> list[str]:
+def collect_all(folders: list[Path], runs: Path) -> list[str]:
     """Records every finished run; returns a line for each that was refused."""
     problems = []
-    results = find_results(map(Path, folders))
+    results = find_results(folders)
     if not results:
         print(f"no finished run below {', '.join(map(str, folders))}")
     for result in results:
@@ -67,4 +70,7 @@ def write_pages(root: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -31,7 +31,11 @@ from drconv.results.tables import load_sources, make_tables
 ROOT = Path(__file__).parents[1]
 PLAIN = "small/imagenette/shufflenetv2_0.5x"
 DRCONV = "small/imagenette/drconv_shufflenetv2_0.5x"
-EVIDENCE = "# Words of a person\n\n<!-- tables:begin imagenette_0.5x -->\n<!-- tables:end -->\n\nMore words.\n"
+BLOCKS = [
+    f"<!-- tables:begin {name} -->\n<!-- tables:end -->\n\n"
+    for name in ("imagenette_0.5x", "imagenette_0.25x", "cifar10", "inside")
+]
+EVIDENCE = f"# Words of a person\n\n{''.join(BLOCKS)}More words.\n"
 
 
 @pytest.fixture
@@ -54,7 +58,7 @@ def write_pages(root: Path) -> None:
 
 
 def problems_of(root: Path) -> list[str]:
-    return find_problems(root, load_sources(root))
+    return find_problems(root, load_sources(root), [root / "outputs"])
 
 
 @functools.cache
@@ -160,8 +164,15 @@ def test_baseline_has_its_own_network_and_the_same_recipe(root: Path) -> None:
     make_run(root, "small/inside/drconv", 0, 70.0, "recipe.epochs=2")
     make_run(root, "small/inside/guide_own", 0, 71.5, "recipe.epochs=2")
     make_run(root, "small/inside/guide_own", 0, 78.5, "recipe.optimizer.guide_lr=0.1")
+    make_run(root, "small/inside/drconv", 0, 66.0, "recipe.optimizer.guide_lr=0.1")
+    make_run(root, "small/inside/guide_own", 1, 50.0, "runtime.precision=bf16")
     record_all(root)
     text = (root / "results" / "README.md").read_text()
+    assert "`small/inside/drconv` | 80.00 (1 seed) | - |" in text
+    assert "`small/inside/drconv` with `recipe.epochs=2.0` | 70.00 (1 seed) | - |" in text
+    assert "`small/inside/drconv` with `model.drconv.regions=2` | 60.00 (1 seed) | -20.00 (1 pair) |" in text
+    assert "`small/inside/drconv` with `recipe.optimizer.guide_lr=0.1` | 66.00 (1 seed) | -14.00 (1 pair) |" in text
+    assert "`small/inside/guide_own` with `runtime.precision=bf16` | 50.00 (1 seed) | - |" in text
     assert "`small/inside/guide_own` with `recipe.epochs=2.0` | 71.50 (1 seed) | +1.50 (1 pair)" in text
     assert "`small/inside/guide_own` with `recipe.optimizer.guide_lr=0.1` | 78.50 (1 seed) | -1.50 (1 pair)" in text
 
@@ -198,7 +209,12 @@ def test_missing_record_is_caught(root: Path) -> None:
         (lambda content: content["experiment"].update(id=DRCONV), "experiment differs from config.experiment"),
         (lambda content: content.update(status="smoke"), "only complete runs are recorded"),
         (lambda content: content.update(steps=10), "step is 10 here"),
-        (lambda content: content.pop("cost"), "lacks cost"),
+        (lambda content: content.pop("cost"), "lacks cost.parameters, cost.multiply_adds"),
+        (lambda content: content.update(metrics=[1.0]), "lacks metrics"),
+        (lambda content: content["metrics"].update(loss=None), "has no number for its metric loss"),
+        (lambda content: content["train"].update(top1=99.0), "train.top1 is 99.0 here and 80.0"),
+        (lambda content: content.update(wall_time_s=1.0), "wall_time_s differs from that of"),
+        (lambda content: content["cost"].update(multiply_adds=1), "cost differs from that of"),
     ],
 )
 def test_tampered_record_is_caught(root: Path, change: Callable[[dict[str, Any]], Any], expected: str) -> None:
@@ -213,8 +229,49 @@ def test_other_weights_are_caught_where_they_lie(root: Path) -> None:
     record_all(root)
     (folder / "model.safetensors").write_bytes(b"other")
     assert any("does not match" in problem and "sha256" in problem for problem in problems_of(root))
-    shutil.rmtree(folder)
+    elsewhere = root.with_name("elsewhere")
+    folder.rename(elsewhere)
     assert problems_of(root) == []
+    (problem,) = find_problems(root, load_sources(root), [elsewhere])
+    assert "sha256" in problem
+
+
+@pytest.mark.parametrize("line", ['{"step": 2960, "split', "[1]", '{"split": "val"}'])
+def test_damaged_curve_is_caught(root: Path, line: str) -> None:
+    make_run(root, PLAIN, 0, 77.0)
+    (path,) = record_all(root)
+    curve = path.with_suffix(".jsonl")
+    curve.write_text(curve.read_text() + line)
+    assert all("line 3, is no entry of a curve" in problem for problem in problems_of(root))
+    assert problems_of(root)
+
+
+def test_missing_page_and_missing_block_are_caught(root: Path) -> None:
+    page = root / "docs" / "evidence.md"
+    page.write_text("".join(BLOCKS[:2]) + BLOCKS[3])
+    (problem,) = problems_of(root)
+    assert "has no block for cifar10" in problem
+    page.unlink()
+    (problem,) = problems_of(root)
+    assert "evidence.md is not there" in problem
+
+
+def test_training_accuracy_is_the_mean_of_the_last_tenth(root: Path) -> None:
+    folder = make_run(root, PLAIN, 0, 77.0)  # its last entry has 80.0 at step 2960
+    earlier = [
+        {"step": step, "split": "train", "loss": 1.0, "top1": top1} for step, top1 in ((2664, 10.0), (2665, 70.0))
+    ]
+    log = folder / "metrics.jsonl"
+    log.write_text("".join(f"{json.dumps(entry)}\n" for entry in earlier) + log.read_text())
+    record_all(root)
+    assert row_of(root / "docs" / "evidence.md", PLAIN)[3] == "75.00"
+
+
+def test_weights_a_run_started_from_do_not_bind_by_their_folder(root: Path) -> None:
+    make_run(root, PLAIN, 0, 77.0, "weights=/somewhere/set/model.safetensors")
+    record_all(root)
+    assert problems_of(root) == []
+    assert "/somewhere" not in (root / "results" / "README.md").read_text()
 
 
 def test_record_is_never_replaced(root: Path) -> None:
@@ -265,9 +322,10 @@ def test_record_names_no_path_of_the_machine(root: Path) -> None:
 
 def test_every_experiment_is_in_a_table() -> None:
     sources = load_sources(ROOT)
-    text = "\n".join(str(row[0]) for table in make_tables(sources).values() for row in table.rows)
-    missing = [id for id in sources.experiments.ids if f"`{id}`" not in text and f"`{id.split('/')[-1]}`" not in text]
-    assert missing == []
+    tables = make_tables(sources)
+    shown = {str(row[0]).split("`")[1] for name in sources.comparisons for row in tables[name].rows}
+    shown |= {f"table1/{str(row[0]).split('`')[1]}" for row in tables["table1"].rows}
+    assert set(sources.experiments.ids) == shown
 
 
 def test_command_checks_without_torch(root: Path) -> None:

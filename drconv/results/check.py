@@ -4,10 +4,11 @@ import difflib
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-from drconv.results.collect import check_weights
+from drconv.results.collect import check_weights, find_results, round_floats
 from drconv.results.identity import config_hash, select_binding
 from drconv.results.records import Record, RecordError, read_curve, read_record
 from drconv.results.render import render_pages
@@ -17,11 +18,12 @@ RECORD_LINK = re.compile(r"\]\(([\w./-]*runs/[^)\s]+\.json)\)")
 SHOWN = 100  # characters of a differing line
 
 
-def find_problems(root: Path, sources: Sources) -> list[str]:
-    """All problems of the records in ``results/runs`` and of the pages."""
+def find_problems(root: Path, sources: Sources, folders: Iterable[Path]) -> list[str]:
+    """All problems of the records in ``results/runs`` and of the pages; ``folders`` hold runs to compare with."""
     problems = list(sources.problems)
+    runs = _runs_by_hash(folders)
     for record in sources.records:
-        problems += [f"{record.path}: {problem}" for problem in record_problems(record, root)]
+        problems += [f"{record.path}: {problem}" for problem in record_problems(record, runs)]
     problems += _repeated(sources)
     problems += [
         f"{record.path}: no table shows {record.id}; add it to results/comparisons.yaml"
@@ -30,8 +32,8 @@ def find_problems(root: Path, sources: Sources) -> list[str]:
     return problems + list(page_problems(root, sources))
 
 
-def record_problems(record: Record, root: Path) -> Iterator[str]:
-    """Contradictions within a record, with its curve, and with its run folder where that is on this machine."""
+def record_problems(record: Record, runs: dict[str, Record]) -> Iterator[str]:
+    """Contradictions within a record, with its curve, and with its run folder where that is among ``runs``."""
     content = record.content
     if record.path.stem != record.stem:
         yield f"the name does not fit the content, which makes it {record.stem}.json"
@@ -45,15 +47,20 @@ def record_problems(record: Record, root: Path) -> Iterator[str]:
         yield f"metrics are not all_metrics.{content['weights']}; one of them was edited"
     if not all(math.isfinite(value) for value in content["metrics"].values()):
         yield "a metric is not finite"
-    yield from _curve_problems(record)
-    yield from _folder_problems(record, root)
+    try:
+        yield from _curve_problems(record)
+    except RecordError as error:
+        yield str(error)
+    if result := runs.get(content["config_hash"]):
+        yield from _folder_problems(record, result)
 
 
 def _curve_problems(record: Record) -> Iterator[str]:
     """The last evaluation of the curve must be the record's."""
     weights, metrics = record.content["weights"], record.content["metrics"]
     split = "val" if weights == "last" else f"val_{weights}"
-    evaluations = [entry for entry in read_curve(record.curve) if entry["split"] == split]
+    entries = read_curve(record.curve)
+    evaluations = [entry for entry in entries if entry["split"] == split]
     if not evaluations:
         yield f"{record.curve.name} beside it has no evaluation of the {weights} weights"
         return
@@ -61,23 +68,33 @@ def _curve_problems(record: Record) -> Iterator[str]:
     for name, value in {**metrics, "step": record.content["steps"]}.items():
         if last.get(name) != value:
             yield f"{name} is {value} here and {last.get(name)} at the end of {record.curve.name}"
+    training: dict[str, Any] = next((entry for entry in reversed(entries) if entry["split"] == "train"), {})
+    for name, value in round_floats(record.content["train"]).items():
+        if training.get(name, value) != value:  # what belongs to a machine is not kept in the curve
+            yield f"train.{name} is {value} here and {training[name]} at the end of {record.curve.name}"
 
 
-def _folder_problems(record: Record, root: Path) -> Iterator[str]:
-    """Only where the folder holds this run, and not another one of the same name."""
-    folder = root / (record.content["config"]["run"] or "-")
-    if not (folder / "result.json").is_file():
-        return
+def _folder_problems(record: Record, result: Record) -> Iterator[str]:
+    """``result`` is what the run folder says."""
     try:
-        result = read_record(folder / "result.json")
-        if result.content["config_hash"] != record.content["config_hash"]:
-            return
-        check_weights(record, folder)
+        check_weights(record, result.path.parent)
     except RecordError as error:
         yield str(error)
-        return
-    if result.content["metrics"] != record.content["metrics"]:
-        yield f"metrics differ from those of {folder / 'result.json'}"
+    for key in ("metrics", "all_metrics", "train", "steps", "cost", "wall_time_s", "data", "hardware", "versions"):
+        if result.content.get(key) != record.content.get(key):
+            yield f"{key} differs from that of {result.path}"
+
+
+def _runs_by_hash(folders: Iterable[Path]) -> dict[str, Record]:
+    """Finished runs on this machine by the hash of their configuration."""
+    found = {}
+    for path in find_results(folders):
+        try:
+            record = read_record(path)
+        except RecordError:
+            continue  # belongs to no experiment, or is not finished
+        found[record.content["config_hash"]] = record
+    return found
 
 
 def _repeated(sources: Sources) -> Iterator[str]:

@@ -77,7 +77,7 @@ def thin_curve(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
             kept.append(entry)
         elif number in chosen:
             dropped = MACHINE_KEYS if number in with_regions else (*MACHINE_KEYS, "regions")
-            kept.append(_round_floats({key: value for key, value in entry.items() if key not in dropped}))
+            kept.append(round_floats({key: value for key, value in entry.items() if key not in dropped}))
     return kept
 
 
@@ -111,9 +111,10 @@ def _outcome(record: Record) -> tuple[Any, ...]:
     return record.content["metrics"], record.content["weights_sha256"]
 
 
-def _round_floats(value: Any) -> Any:
+def round_floats(value: Any) -> Any:
+    """Every number to the digits that a curve keeps."""
     if isinstance(value, dict):
-        return {key: _round_floats(item) for key, item in value.items()}
+        return {key: round_floats(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_round_floats(item) for item in value]
+        return [round_floats(item) for item in value]
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value

@@ -1,32 +1,41 @@
 """The records kept in ``results/runs``: how they are named, read and checked for completeness. Imports no torch."""
 
 import json
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from drconv.errors import UserError
 
-REQUIRED = (
-    "status",
-    "metrics",
-    "weights",
-    "all_metrics",
-    "seed",
-    "experiment",
-    "steps",
-    "wall_time_s",
-    "train",
-    "data",
-    "cost",
-    "config",
-    "config_hash",
-    "weights_sha256",
-    "code",
-    "hardware",
-    "command",
-    "date",
-)
+# What every record has, by dotted key.
+REQUIRED: dict[str, type | tuple[type, ...]] = {
+    "status": str,
+    "metrics": dict,
+    "weights": str,
+    "all_metrics": dict,
+    "seed": int,
+    "experiment.decisions": list,
+    "steps": int,
+    "wall_time_s": (int, float),
+    "train": dict,
+    "data": dict,
+    "cost.parameters": int,
+    "cost.multiply_adds": int,
+    "cost.paper_multiply_adds": int,
+    "config.seed": int,
+    "config.recipe": dict,
+    "config.data": dict,
+    "config.runtime": dict,
+    "config_hash": str,
+    "weights_sha256": dict,
+    "code": dict,
+    "hardware.device": str,
+    "hardware.num_devices": int,
+    "command": str,
+    "date": str,
+}
+TAIL = 0.1  # share of a run's steps, its last, that the training accuracy is taken over
 
 
 class RecordError(UserError):
@@ -57,11 +66,19 @@ class Record:
     @property
     def metric(self) -> str:
         """Name of the headline: what the experiment names, else the first that the task computes."""
-        return self.content["experiment"]["metric"] or next(iter(self.content["metrics"]))
+        return self.content["experiment"].get("metric") or next(iter(self.content["metrics"]))
 
     @property
     def value(self) -> float:
         return self.content["metrics"][self.metric]
+
+    @property
+    def training_accuracy(self) -> float | None:
+        """Mean top-1 of the entries of the curve in the last tenth of the steps; None where none was logged."""
+        first = (1 - TAIL) * self.content["steps"]
+        tail = [entry for entry in read_curve(self.curve) if entry["split"] == "train" and entry["step"] > first]
+        values = [entry["top1"] for entry in tail if "top1" in entry]
+        return statistics.fmean(values) if values else None
 
     @property
     def is_dirty(self) -> bool:
@@ -84,17 +101,25 @@ def read_record(path: Path) -> Record:
         content = json.loads(path.read_text())
     except ValueError:
         raise RecordError(f"{path} is not JSON; run the experiment again or delete it") from None
-    missing = [key for key in REQUIRED if key not in content]
-    if missing:
-        raise RecordError(f"{path} lacks {', '.join(missing)}; run the experiment again or delete it")
+    lacking = [key for key, kind in REQUIRED.items() if not isinstance(_look_up(content, key), kind)]
+    if lacking:
+        raise RecordError(f"{path} lacks {', '.join(lacking)}; run the experiment again or delete it")
     if content["status"] != "complete":
         raise RecordError(f"{path} has status {content['status']}; only complete runs are recorded")
     if not content["experiment"].get("id"):
         raise RecordError(f"{path} belongs to no experiment; train with experiment=... to record a run")
     record = Record(path, content)
-    if not isinstance(content["metrics"].get(record.metric), int | float):
-        raise RecordError(f"{path} has no number for its metric {record.metric}; run the experiment again or delete it")
+    for name in {record.metric, *content["metrics"]}:
+        if not isinstance(content["metrics"].get(name), int | float):
+            raise RecordError(f"{path} has no number for its metric {name}; run the experiment again or delete it")
     return record
+
+
+def _look_up(content: Any, key: str) -> Any:
+    """The value of a dotted key, None where it is not there."""
+    for part in key.split("."):
+        content = content.get(part) if isinstance(content, dict) else None
+    return content
 
 
 def read_records(runs: Path) -> tuple[list[Record], list[str]]:
@@ -109,7 +134,19 @@ def read_records(runs: Path) -> tuple[list[Record], list[str]]:
 
 
 def read_curve(path: Path) -> list[dict[str, Any]]:
-    """Entries of a ``metrics.jsonl``, or none where there is no file."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    """Entries of a ``metrics.jsonl``, or none where there is no file.
+
+    Raises:
+        RecordError: a line is cut or no entry.
+    """
+    entries = []
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
+        try:
+            entry = json.loads(line)
+            is_whole = {"split", "step"} <= entry.keys()
+        except (ValueError, AttributeError):
+            is_whole = False
+        if not is_whole:
+            raise RecordError(f"{path}, line {number}, is no entry of a curve; restore it or delete the line")
+        entries.append(entry)
+    return entries

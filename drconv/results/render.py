@@ -9,7 +9,10 @@ from drconv.results.tables import Table
 
 DIRTY = "†"
 BLOCK = re.compile(r"(<!-- tables:begin(?: (?P<name>[\w.]+))? -->\n)(?P<body>.*?)(<!-- tables:end -->)", re.DOTALL)
-PAGES_WITH_BLOCKS = ("README.md", "docs/evidence.md")
+PAGES_WITH_BLOCKS = {  # page: the tables that stand on it
+    "README.md": ("summary",),
+    "docs/evidence.md": ("imagenette_0.5x", "imagenette_0.25x", "cifar10", "inside"),
+}
 GENERATED_PAGE = "results/README.md"
 INTRODUCTION = f"""# Results
 
@@ -20,7 +23,7 @@ this page is edited by hand. "not run": there is no complete record. The paper's
 - Ours is the mean over the seeds ± the sample standard deviation, of the last checkpoint (D10), in percent.
 - A row `with key=value` was run with these changes to its experiment file; it is never compared with the paper.
 - A difference "paired" is the mean of the differences between runs of equal seed, data and recipe.
-- Training top-1 is over the last logged steps, on augmented pictures.
+- Training top-1 is the mean over the last tenth of the steps, on augmented pictures.
 - Multiply-adds: the true ones count everything; the paper's convention is that of its printed numbers (D9).
 - A record is named by its seed. {DIRTY}: the code differed from its commit. Absolute paths are cut to their last part.
 - Decisions are explained in [docs/deviations.md](../docs/deviations.md).
@@ -31,13 +34,21 @@ def render_pages(root: Path, tables: dict[str, Table]) -> dict[Path, str]:
     """What each page should hold now.
 
     Raises:
-        RecordError: a page asks for a table that does not exist.
+        RecordError: a page is not there, lacks the block of a table, or asks for a table that does not exist.
     """
     pages = {root / GENERATED_PAGE: results_page(root, tables)}
-    for name in PAGES_WITH_BLOCKS:
+    for name, expected in PAGES_WITH_BLOCKS.items():
         path = root / name
-        if path.exists():
-            pages[path] = fill_blocks(path, path.read_text(), root, tables)
+        if not path.exists():
+            raise RecordError(f"{path} is not there; restore it, it shows {', '.join(expected)}")
+        text = path.read_text()
+        found = {block["name"] or "summary" for block in BLOCK.finditer(text)}
+        if lacking := [table for table in expected if table not in found]:
+            raise RecordError(
+                f"{path} has no block for {', '.join(lacking)}; put <!-- tables:begin NAME --> and "
+                f"<!-- tables:end --> where it belongs"
+            )
+        pages[path] = fill_blocks(path, text, root, tables)
     return pages
 
 

@@ -11,7 +11,9 @@ from drconv.results.experiments import Experiments
 from drconv.results.identity import flatten
 from drconv.results.records import Record
 
-# Keys of recipe and data that say nothing about how two networks were compared: names, and what acts on guides alone.
+# Runs are compared that are equal in these sections and keys of the configuration, ...
+COMPARED = ("recipe", "data", "weights", "runtime.precision", "runtime.sync_bn")
+# ... leaving out what says nothing about how two networks were compared: names, and what acts on guides alone.
 INDIFFERENT = (
     "recipe.name",
     "recipe.note",
@@ -78,18 +80,17 @@ def find_baseline(group: Group, id: str, groups: list[Group]) -> Group | None:
 
 
 def _is_baseline(group: Group, training: dict[str, Any]) -> bool:
-    own_network = all(change.startswith(("recipe.", "data")) for change in group.changes)
+    own_network = all(_is_compared(change.partition("=")[0]) for change in group.changes)
     return own_network and _training(group.records[0]) == training
 
 
 def _training(record: Record) -> dict[str, Any]:
-    config = record.content["config"]
-    kept = {
-        key: value
-        for key, value in flatten({"recipe": config["recipe"], "data": config["data"]}).items()
-        if key not in INDIFFERENT
-    }
+    kept = {key: value for key, value in flatten(record.content["config"]).items() if _is_compared(key)}
     return kept | {"steps": record.content["steps"], "fingerprint": _fingerprint(record)}
+
+
+def _is_compared(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in COMPARED) and key not in INDIFFERENT
 
 
 def _fingerprint(record: Record) -> str:

@@ -210,17 +210,17 @@ def _difference(group: Group, printed: float | list[float], tolerance: float | N
 
 
 def _paired(group: Group | None, baseline: str, groups: list[Group]) -> str:
-    if group is None or group.id == baseline:
+    reference = find_baseline(group, baseline, groups) if group else None
+    if group is None or reference is None or reference is group:
         return EMPTY
-    reference = find_baseline(group, baseline, groups)
-    spread = pair_by_seed(group, reference) if reference else None
+    spread = pair_by_seed(group, reference)
     return format_spread(spread, sign=True, unit="pair") if spread else EMPTY
 
 
 def _training_accuracy(group: Group | None) -> str:
-    if group is None or any("top1" not in record.content["train"] for record in group.records):
-        return EMPTY
-    return f"{compute_spread([record.content['train']['top1'] for record in group.records]).mean:.2f}"
+    values = [record.training_accuracy for record in group.records] if group else []
+    known = [value for value in values if value is not None]
+    return f"{compute_spread(known).mean:.2f}" if known and len(known) == len(values) else EMPTY
 
 
 def _cost_cells(group: Group | None, *keys: str) -> list[str]:
@@ -241,5 +241,6 @@ def _run_cells(group: Group | None, described: dict[str, Any]) -> list[str | lis
 def _wall_time(group: Group) -> str:
     minutes = compute_spread([record.content["wall_time_s"] / 60 for record in group.records]).mean
     time = f"{minutes:.0f} min" if minutes < 60 else f"{minutes / 60:.1f} h"
-    hardware = group.records[0].content["hardware"]
-    return f"{time}, {hardware['num_devices']} x {hardware['device']}"
+    hardware = [record.content["hardware"] for record in group.records]
+    names = dict.fromkeys(f"{used['num_devices']} x {used['device']}" for used in hardware)
+    return f"{time}, {' / '.join(names)}"
