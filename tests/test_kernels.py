@@ -190,6 +190,22 @@ def test_strided_input_and_gradient(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_maps_of_one_column(name: str) -> None:
+    """A sequence laid on its side: the stride of the dimension of one element says nothing about the pixels."""
+    problem = random_problem(size=(7, 1), dtype=torch.float32)
+    problem.x, problem.logits = (torch.empty(t.mT.shape).copy_(t.mT).mT for t in (problem.x, problem.logits))
+    assert problem.x.stride()[2:] == problem.logits.stride()[2:] == (1, 7)
+    grad = torch.randn(2, 6, 1, 7).mT
+    leaves = [t.requires_grad_() for t in problem.tensors()]
+    output = kernels.load(name).region_conv2d(*leaves, problem.geometry())
+    gradients = torch.autograd.grad(output, leaves, grad)
+    with torch.no_grad():
+        expected = region_conv2d_loop(problem, grad)
+    for actual, wanted in zip((output, *gradients), expected.tensors(), strict=True):
+        torch.testing.assert_close(actual.double(), wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_only_the_asked_gradients(name: str) -> None:
     """Each subset of inputs that require a gradient works and gives what all together give."""
     problem = random_problem(dtype=torch.float32)

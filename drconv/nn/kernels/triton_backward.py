@@ -5,15 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from drconv.nn.kernels.triton_forward import (
-    Tile,
-    alignment,
-    block,
-    flattened,
-    precision,
-    product_tile,
-    strides,
-)
+from drconv.nn.kernels.pixels import flattened, strides
+from drconv.nn.kernels.triton_forward import Tile, alignment, block, precision, product_tile
 
 _PROGRAMS = 256  # enough to fill the 108 to 132 multiprocessors of an A100 or an H100 twice
 _MAX_SPLITS = 16
@@ -211,7 +204,7 @@ def filter_gradient(x: Tensor, gradient: Tensor, scale: Tensor | None, order: Te
     splits = max(1, min(_MAX_SPLITS, wanted))
     dtype = x.dtype if splits == 1 else torch.float32
     channels_last = x.stride(1) == 1 and gradient.stride(1) == 1
-    pixel_strides = (x.stride(0), x.stride(3), gradient.stride(0), gradient.stride(3))
+    pixel_strides = (*strides(x)[::2], *strides(gradient)[::2])
     result = x.new_empty((splits, groups, regions, columns, inner), dtype=dtype)
     sum_filter_gradient[(segments * splits, *blocks)](
         x,
@@ -262,7 +255,7 @@ def logits_gradient(
     filters = filters.contiguous()
     filter_strides = (0 if filters.shape[0] == 1 else filters.stride(0), *filters.stride()[1:3])
     channels_last = x.stride(1) == 1 and gradient.stride(1) == 1
-    pixel_strides = (x.stride(0), x.stride(3), gradient.stride(0), gradient.stride(3))
+    pixel_strides = (*strides(x)[::2], *strides(gradient)[::2])
     guide_gradient[grid](
         x,
         gradient,

@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from drconv.nn.kernels.pixels import flattened, strides
+
 
 class Tile(NamedTuple):
     """Sizes of a tile and how it runs. The sizes are those that need no spilled registers on any target."""
@@ -49,16 +51,6 @@ def alignment(*sizes: int) -> int:
 def precision() -> str:
     """TF32 where PyTorch may use it; otherwise three TF32 products, whose error is that of fp32."""
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
-
-
-def strides(x: Tensor) -> tuple[int, int, int]:
-    """Strides of image, channel and pixel of (B, C, H, W); see ``flattened``."""
-    return x.stride(0), x.stride(1), x.stride(3)
-
-
-def flattened(x: Tensor) -> Tensor:
-    """``x`` with rows that follow one another, so that a pixel has one index; a copy only where they do not."""
-    return x if x.shape[2] == 1 or x.stride(2) == x.shape[3] * x.stride(3) else x.contiguous()
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
@@ -172,7 +164,7 @@ def multiply(x: Tensor, filters: Tensor, scale: Tensor | None, order: Tensor, st
         filters = filters.contiguous()
     filter_strides = (*filters.stride()[:2], filters.stride(3 if transposed else 2))
     channels_last = x.stride(1) == 1 and y.stride(1) == 1
-    pixel_strides = (x.stride(0), x.stride(3), y.stride(0), y.stride(3))
+    pixel_strides = (*strides(x)[::2], *strides(y)[::2])
     pixels = order.shape[1]
     tile = product_tile(pixels // regions, inner, columns, x.element_size())
     grid = (groups * (triton.cdiv(pixels, tile.pixels) + regions), triton.cdiv(columns, tile.columns))

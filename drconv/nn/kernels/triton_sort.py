@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from drconv.nn.kernels.pixels import flattened, strides
+
 MAX_REGIONS = 32
 _ONE_HOT_SIZE = 8192  # pixels x regions of a block; 64 registers a thread with four warps
 HISTOGRAMS = 64  # blocks whose histograms are added up at once
@@ -109,8 +111,7 @@ def sort_pixels(logits: Tensor, groups: int) -> tuple[Tensor, Tensor]:
         its group's order each region starts.
     """
     batch, regions, height, width = logits.shape
-    if logits.stride(2) != width * logits.stride(3):
-        logits = logits.contiguous()
+    logits = flattened(logits)
     pixels = batch * height * width // max(groups, 1)  # no image, no group
     padded = triton.next_power_of_2(regions)
     block = block_of(pixels, padded)
@@ -121,7 +122,6 @@ def sort_pixels(logits: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     starts = logits.new_empty((groups, regions + 1), dtype=torch.int32)
     if order.numel() == 0:
         return order, starts.zero_()
-    strides = (logits.stride(0), logits.stride(1), logits.stride(3))
-    count_regions[grid](logits, mask, counts, pixels, height * width, *strides, regions, padded, block)
+    count_regions[grid](logits, mask, counts, pixels, height * width, *strides(logits), regions, padded, block)
     place_pixels[grid](mask, counts, order, starts, pixels, regions, padded, block, HISTOGRAMS)
     return order, starts
