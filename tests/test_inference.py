@@ -75,3 +75,30 @@ def test_hooks_on_all_modules_of_a_block() -> None:
     assert_alike(block, torch.randn(3, 5, 4, 4, dtype=torch.float64))
     assert seen.count(DRConv2d) == 4
     assert seen.count(nn.ReLU) == 2
+
+
+class _Doubled(DRConv2d):
+    def forward(self, x: torch.Tensor, guide: torch.Tensor | None = None) -> torch.Tensor:
+        return 2 * super().forward(x, guide)
+
+
+class _Turned(Guide):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return -super().forward(x)
+
+
+@pytest.mark.parametrize("head", [_Turned(4, 8), nn.Conv2d(4, 8, 1)], ids=["subclass", "convolution"])
+def test_other_forwards_are_called(head: nn.Module) -> None:
+    """Subclasses, patched layers and heads that are no guides: the same output with gradients and without."""
+    patched = DRConv2d(6, 6, 1, guide="shared")
+    patched.forward = lambda x, guide: 3 * DRConv2d.forward(patched, x, guide)
+    layers = nn.Sequential(_Doubled(4, 6, 1, guide="shared"), nn.ReLU(), patched, nn.BatchNorm2d(6))
+    block = GuidedSequential(layers, head).eval()
+    x = torch.randn(2, 4, 5, 5)
+    with torch.no_grad():
+        fast = block(x)
+    torch.testing.assert_close(fast, block(x).detach())
+    logits = head(x)
+    y = DRConv2d.forward(layers[0], x, logits).mul(2).relu()
+    y = layers[3](DRConv2d.forward(patched, y, logits).mul(3))
+    torch.testing.assert_close(fast, y.detach())

@@ -140,6 +140,28 @@ def test_a_block_shares_one_guide() -> None:
     assert not any(isinstance(module, GuidedSequential) for module in network.modules())
 
 
+def test_a_block_in_two_steps() -> None:
+    """The layer replaced first keeps its own guide; the shared one stands on the block's input, whatever is there."""
+    block = nn.Sequential(nn.Conv2d(8, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 24, 1))
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Sequential(block))
+    substitute(network, "drconv", "1.0.0", input_size=8)
+    substitute(network, "drconv", ["1.0.2", "1.0.3"], input_size=8)
+    first, *others = (network.get_submodule(f"1.0.{index}") for index in (0, 2, 3))
+    head = network.get_submodule("1.0").guide
+    assert head.weight.shape[1] == 8
+    assert first.guide is not None
+    assert all(other.guide is None for other in others)
+    x = torch.randn(2, 3, 8, 8)
+    output = network(x)
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), output)
+        features = network[0](x)
+        y = first(features).relu()
+        for other in others:
+            y = other(y, head(features))
+        torch.testing.assert_close(y, output)
+
+
 def test_blocks_with_squeeze_and_excitation_share_and_whole_networks_do_not() -> None:
     network = torchvision.models.regnet_y_400mf(num_classes=4)
     substitute(network, "condconv", "trunk_output.*.f.[ac].0", input_size=32, experts=2)

@@ -64,7 +64,6 @@ class DRConv2d(FilterBank):
         ValueError: an option is unknown or contradicts another.
     """
 
-    takes_guide = True
     relu_limit: float | None = None  # upper end of a ReLU on the output; set by fuse_for_inference
 
     def __init__(
@@ -146,6 +145,13 @@ class DRConv2d(FilterBank):
         if self.bias is not None:
             y = y + self.bias.to(y.dtype).view(-1, 1, 1)
         return y if self.relu_limit is None else y.clamp(0, self.relu_limit)
+
+    own_forward = forward  # what the fast path of inference stands for; a subclass may override forward
+
+    @property
+    def takes_guide(self) -> bool:
+        """Whether a ``GuidedSequential`` hands it the logits it shares."""
+        return self.guide is None
 
     @property
     def is_factored(self) -> bool:

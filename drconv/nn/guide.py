@@ -91,6 +91,8 @@ class Guide(nn.Module):
             logits = scale_gradient(logits, self.gradient)
         return logits
 
+    own_forward = forward  # what the fast path of inference stands for; a subclass may override forward
+
     def __getstate__(self) -> dict[str, Any]:
         """Without the kept logits, which belong to one forward pass (and cannot be copied)."""
         return {**self.__dict__, "logits": None}

@@ -65,6 +65,8 @@ def run_layer(
 
 def _inner_guide(guide: Any, x: Tensor, regions: int) -> tuple[Tensor, list[Any], float] | None:
     """Filter, [mean, variance] and eps of a guide that the operator can compute itself, else None."""
+    if not has_own_forward(guide):
+        return None
     norm = guide._modules.get("norm")
     is_busy = guide.keep_logits or _is_watched(guide) or (norm is not None and (norm.training or _is_watched(norm)))
     if is_busy or not guide.is_pointwise:
@@ -109,8 +111,8 @@ def run_guided(modules: Iterable[nn.Module], x: Tensor, guide: Any) -> tuple[Ten
         if type(module).forward is nn.Sequential.forward:
             x, guide = run_guided(module, x, guide)  # type: ignore[arg-type]
             continue
-        takes_guide = getattr(type(module), "takes_guide", False)
-        if takes_guide and not _is_watched(module):
+        takes_guide = getattr(type(module), "takes_guide", False) and module.takes_guide
+        if takes_guide and has_own_forward(module) and not _is_watched(module):
             norm, limit, count = _tail(module, steps[position : position + 2])
             result = run_layer(module, x, guide, norm, limit)
             if result is not None:
@@ -148,11 +150,17 @@ def _can_join(norm: nn.BatchNorm2d, conv: Any) -> bool:
     return is_complete and not norm.training and norm.num_features == conv.out_channels
 
 
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether a ``DRConv2d`` or ``Guide`` computes what it does here: no other head, no subclass that overrides it."""
+    return getattr(type(module), "own_forward", None) is type(module).forward
+
+
 def _is_watched(module: nn.Module) -> bool:
     """Whether the module must be called, because hooks wait for it or its parameters are made on the way."""
     return bool(module._forward_hooks) or _is_altered(module)
 
 
 def _is_altered(module: nn.Module) -> bool:
-    """Whether a parametrization or a hook before the call (pruning, old weight norm) may make the parameters."""
-    return bool(module._forward_pre_hooks) or "parametrizations" in module._modules
+    """Whether a parametrization, a hook before the call (pruning, old weight norm) or another ``forward`` is set."""
+    is_made = bool(module._forward_pre_hooks) or "parametrizations" in module._modules
+    return is_made or "forward" in module.__dict__

@@ -134,8 +134,8 @@ def find_blocks(network: nn.Module, selected: Iterable[str]) -> dict[str, list[s
     return {block: names for block, names in blocks.items() if len(names) > 1}
 
 
-def first_convolution(block: nn.Module) -> nn.Conv2d:
-    """The convolution that sees the input of a block."""
+def first_convolution(block: nn.Module) -> nn.Module:
+    """The convolution, or what took its place before, that sees the input of a block."""
     return _chain(block)[0]
 
 
@@ -151,13 +151,18 @@ def _flatten(module: nn.Module) -> list[nn.Module]:
     return [leaf for child in module.children() for leaf in _flatten(child)]
 
 
-def _chain(module: nn.Module) -> list[nn.Conv2d]:
-    return [leaf for leaf in _flatten(module) if isinstance(leaf, nn.Conv2d)]
+def _chain(module: nn.Module) -> list[nn.Module]:
+    return [leaf for leaf in _flatten(module) if _is_convolution(leaf)]
+
+
+def _is_convolution(module: nn.Module) -> bool:
+    """A convolution, or what took a convolution's place before and has its attributes."""
+    return isinstance(module, nn.Conv2d) or (hasattr(module, "in_channels") and hasattr(module, "kernel_size"))
 
 
 def _is_block(module: nn.Module) -> bool:
     leaves = _flatten(module)
-    is_convolution = [isinstance(leaf, nn.Conv2d) for leaf in leaves]
+    is_convolution = [_is_convolution(leaf) for leaf in leaves]
     counts = [sum(isinstance(inner, nn.Conv2d) for inner in leaf.modules()) for leaf in leaves]
     behind = counts[: is_convolution.index(True)]
     taken = {"guide", "routing"} & {name for name, _ in module.named_children()}

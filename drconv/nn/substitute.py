@@ -226,7 +226,7 @@ def _keep_bias(new: Replacement, bias: Tensor | None) -> None:
 
 def _make_head(block: nn.Module, conv: str, from_pretrained: bool, options: dict[str, Any]) -> Guide | Routing:
     """The guide or routing that a block's layers share."""
-    first = first_convolution(block)
+    first: Any = first_convolution(block)
     place: dict[str, Any] = {"device": first.weight.device, "dtype": first.weight.dtype}
     if conv == "condconv":
         routing = Routing(first.in_channels, options.get("experts", 8), **place)
