@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from drconv.nn import (
+        PRINTED_FORM,
         CondConv2d,
         DeformableKernelConv2d,
         DRConv2d,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "PRINTED_FORM",
     "CondConv2d",
     "DRConv2d",
     "DeformableKernelConv2d",

@@ -1,5 +1,6 @@
 """Every file of configs/model and configs/experiment: composes, claims what the paper prints, and trains."""
 
+import inspect
 import json
 import math
 import shutil
@@ -13,8 +14,9 @@ from hydra import compose, initialize_config_dir
 import train
 from drconv import count_cost
 from drconv.cli import typed
-from drconv.config import Config, ModelConfig
+from drconv.config import Config, DRConvConfig, ModelConfig
 from drconv.config_check import validate
+from drconv.nn import PRINTED_FORM, DRConv2d
 from models import create_model
 from models.timm_registry import VARIANTS, WIDTHS
 from scripts.cost import load_model_config
@@ -64,15 +66,14 @@ def test_experiments_claim_what_the_paper_prints(configs: dict[str, Config]) -> 
 
 def test_decisions_are_those_in_force(configs: dict[str, Config]) -> None:
     """What acts on guides and generators is named where it is on, and not where the alternative runs."""
-    printed = {"guide_norm": "none", "filter_sharing": 0.0, "generator_gradient": 1.0, "init_gain": None}
     for name, config in configs.items():
         options, is_ours = config.model.drconv, config.model.conv == "drconv"
         is_grouped = options.generator == "grouped"
-        remedy = {key: getattr(options, key) for key in printed if is_grouped or key != "filter_sharing"}
+        remedy = {key: getattr(options, key) for key in PRINTED_FORM if is_grouped or key != "filter_sharing"}
         expected = {
             "D1": is_ours and is_grouped and options.hidden is None,
             "D2": is_ours and options.guide == "block",
-            "D11": is_ours and any(value != printed[key] for key, value in remedy.items()),
+            "D11": is_ours and any(value != PRINTED_FORM[key] for key, value in remedy.items()),
         }
         for decision, in_force in expected.items():
             assert (decision in config.experiment.decisions) == in_force, (name, decision)
@@ -95,6 +96,17 @@ def test_small_experiments_differ_in_the_model_alone(configs: dict[str, Config])
         assert all(config.recipe == rows[0].recipe and config.data == rows[0].data for config in rows)
         networks = [str(config.model) for config in rows]
         assert len(networks) == len(set(networks))
+
+
+def test_networks_and_layers_have_the_same_defaults(configs: dict[str, Config]) -> None:
+    """``DRConvConfig``, which imports no torch, against ``DRConv2d``; and the printed form in both."""
+    layer = {name: parameter.default for name, parameter in inspect.signature(DRConv2d).parameters.items()}
+    options = asdict(DRConvConfig())
+    common = options.keys() & layer.keys() - {"guide", "groups"}
+    assert {"init_gain", "filter_sharing", "generator_gradient", "guide_norm", "regions", "hidden"} <= common
+    assert {name: options[name] for name in common} == {name: layer[name] for name in common}
+    printed = configs["small/inside/printed"].model.drconv
+    assert asdict(printed) == options | PRINTED_FORM
 
 
 def test_model_files_say_what_timm_names_say() -> None:

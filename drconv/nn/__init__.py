@@ -1,7 +1,7 @@
 """DRConv and the layers it is compared with; torch and the standard library only."""
 
 from drconv.nn.condconv import CondConv2d, RoutedSequential
-from drconv.nn.conv import DRConv2d
+from drconv.nn.conv import PRINTED_FORM, DRConv2d
 from drconv.nn.cost import count_cost
 from drconv.nn.deformable import DeformableKernelConv2d
 from drconv.nn.diagnostics import auxiliary_loss, gradient_norms, keep_logits, region_statistics
@@ -13,6 +13,7 @@ from drconv.nn.selection import is_pointwise
 from drconv.nn.substitute import substitute
 
 __all__ = [
+    "PRINTED_FORM",
     "CondConv2d",
     "DRConv2d",
     "DeformableKernelConv2d",

@@ -15,12 +15,21 @@ from drconv.nn.precision import autocast_dtype, without_autocast
 
 Pair = tuple[int, int]
 GENERATORS = ("grouped", "experts")
+# The options of the form that the paper prints, where the defaults are what trains stably (D11).
+PRINTED_FORM: dict[str, Any] = {
+    "init_gain": None,
+    "filter_sharing": 0.0,
+    "generator_gradient": 1.0,
+    "guide_norm": "none",
+}
 
 
 class DRConv2d(FilterBank):
     """Dynamic region-aware convolution: every position is convolved with the filter its region chose (Eq. 4-8).
 
     Built like ``nn.Conv2d`` and called like it, ``conv(x)``, or ``conv(x, logits)`` with the logits of a shared guide.
+    The defaults are the form that trains stably (D11); ``DRConv2d(..., **PRINTED_FORM)`` is the printed one, which
+    computes the same in the forward pass but for the guide's norm.
 
     Args:
         in_channels: C.
@@ -38,7 +47,7 @@ class DRConv2d(FilterBank):
         generator_bias: a bias in the grouped generator's second layer, W = s V + U.
         scale: False drops the grouped generator's first layer, W = V for every image.
         init_noise: spread of the filters over the regions at the start, as a share of the filter's own spread.
-        init_gain: standard deviation of a filter at the start over the usual one; None for 1/sqrt(M), and for
+        init_gain: standard deviation of a filter at the start over the usual one (D11); None for 1/sqrt(M), and for
             1/sqrt(experts) with "experts", as in the released code.
         filter_sharing: share of all regions' filter gradients in a region's own, see ``share_gradient``; 0 as printed
             (D11). For "grouped" only: experts are shared by construction.
@@ -46,7 +55,7 @@ class DRConv2d(FilterBank):
             printed (D11).
         guide: "own" (k x k, as the text says) or "shared" (the caller passes logits) (D2).
         guide_stride: the own guide is computed at 1/guide_stride of the output's resolution, then resized.
-        guide_norm: "none" or "batch", see ``Guide``; so are the next three.
+        guide_norm: "batch" (D11) or "none", as printed, see ``Guide``; so are the next three.
         guide_gradient: see there.
         feature_gradient: see there.
         guide_frozen: see there.
@@ -84,12 +93,12 @@ class DRConv2d(FilterBank):
         generator_bias: bool = False,
         scale: bool = True,
         init_noise: float = 0.1,
-        init_gain: float | None = None,
-        filter_sharing: float = 0.0,
-        generator_gradient: float = 1.0,
+        init_gain: float | None = 0.5,
+        filter_sharing: float = 0.9,
+        generator_gradient: float = 0.1,
         guide: str = "own",
         guide_stride: int = 1,
-        guide_norm: str = "none",
+        guide_norm: str = "batch",
         guide_gradient: float = 1.0,
         feature_gradient: float = 1.0,
         guide_frozen: bool = False,

@@ -237,7 +237,7 @@ def _make_head(block: nn.Module, conv: str, from_pretrained: bool, options: dict
         first.in_channels,
         options.get("regions", 8),
         stride=options.get("guide_stride", 1),
-        norm=options.get("guide_norm", "none"),
+        norm=options.get("guide_norm", "batch"),
         gradient=options.get("guide_gradient", 1.0),
         feature_gradient=options.get("feature_gradient", 1.0),
         frozen=options.get("guide_frozen", False),

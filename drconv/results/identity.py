@@ -6,7 +6,8 @@ from pathlib import PurePath
 from typing import Any
 
 # Keys that may differ between a run and its continuation: they change where and how fast it runs, not what it computes.
-# The data are compared by their fingerprint, not by their path.
+# The data are compared by their fingerprint, not by their path. devices and accumulate do change which pictures a batch
+# norm sees together; a run may go on with others all the same, and its record says how many there were.
 FREE_KEYS = ("overwrite", "outputs", "run", "data.root", "logging", "experiment.note")
 FREE_RUNTIME = (
     "device",
