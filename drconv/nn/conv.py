@@ -153,7 +153,8 @@ class DRConv2d(FilterBank):
             y = self._convolve_generated(x, guide)
         if self.bias is not None:
             y = y + self.bias.to(y.dtype).view(-1, 1, 1)
-        return y if self.relu_limit is None else y.clamp(0, self.relu_limit)
+        # Not clamp(0, ...): two types of bounds are too many for torch.onnx.
+        return y if self.relu_limit is None else y.clamp(0.0, self.relu_limit)
 
     own_forward = forward  # what the fast path of inference stands for; a subclass may override forward
 
