@@ -113,3 +113,13 @@ def test_operator_is_registered_soundly() -> None:
     p = random_problem(dtype=torch.float32, channels_last=True, size=(4, 6))
     leaves = [t.requires_grad_() for t in p.tensors()]
     torch.library.opcheck(torch.ops.drconv.region_conv2d_torch, (*leaves, [1, 1, 0, 0, 1, 1, 1]))
+
+
+def test_windows_are_numbers_or_pairs() -> None:
+    x, weight, guide = torch.randn(1, 4, 6, 6), torch.randn(1, 2, 3, 4, 3, 3), torch.randn(1, 2, 3, 6)
+    given = region_conv2d(x, weight, guide, stride=[2, 1], padding=[1, 1], dilation=torch.Size([1, 1]))
+    torch.testing.assert_close(given, region_conv2d(x, weight, guide, stride=(2, 1), padding=1))
+    with pytest.raises(ValueError, match="padding='same' must be a number or a pair"):
+        region_conv2d(x, weight, guide, padding="same")
+    with pytest.raises(ValueError, match="must be a number or a pair"):
+        region_conv2d(x, weight, guide, stride=(1, 1, 1))

@@ -7,10 +7,10 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.utils import _pair
 
 from drconv.nn.filter_bank import FilterBank
-from drconv.nn.per_sample import Pair, convolve_per_sample
+from drconv.nn.kernels.geometry import Pair, pair
+from drconv.nn.per_sample import convolve_per_sample
 from drconv.nn.precision import at_least_float32, without_autocast
 from drconv.nn.shared import SharedSequential
 
@@ -92,8 +92,8 @@ class CondConv2d(FilterBank):
         if experts < 1:
             raise ValueError(f"experts={experts} must be at least 1")
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.kernel_size, self.stride = _pair(kernel_size), _pair(stride)
-        self.padding, self.dilation = _pair(padding), _pair(dilation)
+        self.kernel_size, self.stride = pair(kernel_size), pair(stride)
+        self.padding, self.dilation = pair(padding), pair(dilation)
         self.experts = experts
         shape = (experts, out_channels, in_channels // groups, *self.kernel_size)
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))

@@ -11,9 +11,9 @@ from drconv.nn.generators import PooledGate, grouped_filters, mix_experts, remak
 from drconv.nn.gradients import scale_gradient, share_gradient
 from drconv.nn.guide import Guide
 from drconv.nn.inference import run_layer
+from drconv.nn.kernels.geometry import Pair, pair
 from drconv.nn.precision import autocast_dtype, without_autocast
 
-Pair = tuple[int, int]
 GENERATORS = ("grouped", "experts")
 # The options of the form that the paper prints, where the defaults are what trains stably (D11).
 PRINTED_FORM: dict[str, Any] = {
@@ -110,8 +110,8 @@ class DRConv2d(FilterBank):
         _check(in_channels, out_channels, groups, regions, hidden, experts)
         _check_options(generator, generator_bias, scale, guide)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.kernel_size, self.stride = _pair(kernel_size), _pair(stride)
-        self.padding, self.dilation = _pair(padding), _pair(dilation)
+        self.kernel_size, self.stride = pair(kernel_size), pair(stride)
+        self.padding, self.dilation = pair(padding), pair(dilation)
         self.regions, self.experts = regions, experts if generator == "experts" else None
         self.init_noise, self.init_gain = init_noise, init_gain
         self.filter_sharing, self.generator_gradient = filter_sharing, generator_gradient
@@ -294,12 +294,6 @@ class DRConv2d(FilterBank):
         if self.experts is not None:
             text += f", experts={self.experts}"
         return text if self.bias is not None else text + ", bias=False"
-
-
-def _pair(value: int | Pair) -> Pair:
-    if isinstance(value, str):
-        raise ValueError(f"padding={value!r} must be a number or a pair; 'same' is dilation * (kernel_size - 1) / 2")
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
 def _fill(tensor: Tensor, std: float) -> Tensor:

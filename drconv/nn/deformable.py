@@ -9,9 +9,9 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.utils import _pair
 
-from drconv.nn.per_sample import Pair, convolve_per_sample
+from drconv.nn.kernels.geometry import Pair, pair
+from drconv.nn.per_sample import convolve_per_sample
 from drconv.nn.precision import at_least_float32, autocast_dtype, without_autocast
 
 
@@ -58,8 +58,8 @@ class DeformableKernelConv2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.kernel_size, self.stride = _pair(kernel_size), _pair(stride)
-        self.padding, self.dilation = _pair(padding), _pair(dilation)
+        self.kernel_size, self.stride = pair(kernel_size), pair(stride)
+        self.padding, self.dilation = pair(padding), pair(dilation)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.scope = self.kernel_size[0] + 1 if scope is None else scope
         self._check()

@@ -5,10 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from drconv.nn import kernels
-from drconv.nn.kernels.geometry import Geometry
+from drconv.nn.kernels.geometry import Geometry, Pair, pair
 from drconv.nn.precision import autocast_dtype
-
-Pair = tuple[int, int]
 
 
 def region_conv2d(
@@ -50,7 +48,7 @@ def region_conv2d(
     """
     if (dtype := autocast_dtype(x)) is not None:
         x, weight = x.to(dtype), weight.to(dtype)
-    geometry = Geometry(_pair(stride), _pair(padding), _pair(dilation), groups)
+    geometry = Geometry(pair(stride), pair(padding), pair(dilation), groups)
     _check(x, weight, guide, scale, groups)
     size = output_size(x, weight, *geometry[:3])
     precise = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -77,10 +75,6 @@ def output_size(x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation
             f"{x.shape[2]}x{x.shape[3]} with padding={padding}; use a larger input or more padding"
         )
     return height, width
-
-
-def _pair(value: int | Pair) -> Pair:
-    return value if isinstance(value, tuple) else (value, value)
 
 
 def _check(x: Tensor, weight: Tensor, guide: Tensor, scale: Tensor | None, groups: int) -> None:

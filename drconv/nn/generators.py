@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from drconv.nn.kernels.geometry import Pair
 from drconv.nn.precision import without_autocast
-
-Pair = tuple[int, int]
 
 
 class PooledGate(nn.Module):

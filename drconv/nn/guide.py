@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from drconv.nn.gradients import scale_gradient
 from drconv.nn.inference import run_guided
+from drconv.nn.kernels.geometry import Pair
 from drconv.nn.precision import at_least_float32
 from drconv.nn.shared import SharedSequential
 
-Pair = tuple[int, int]
 NORMS = ("none", "batch")
 
 

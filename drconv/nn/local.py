@@ -8,9 +8,8 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.utils import _pair
 
-from drconv.nn.per_sample import Pair
+from drconv.nn.kernels.geometry import Pair, pair
 
 
 class LocalConv2d(nn.Module):
@@ -55,9 +54,9 @@ class LocalConv2d(nn.Module):
         if in_channels % groups or out_channels % groups:
             raise ValueError(f"groups={groups} must divide in_channels={in_channels} and out_channels={out_channels}")
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.kernel_size, self.stride = _pair(kernel_size), _pair(stride)
-        self.padding, self.dilation = _pair(padding), _pair(dilation)
-        self.input_size = _pair(input_size)
+        self.kernel_size, self.stride = pair(kernel_size), pair(stride)
+        self.padding, self.dilation = pair(padding), pair(dilation)
+        self.input_size = pair(input_size)
         self.output_size = tuple(self._output_length(axis) for axis in range(2))
         if min(self.output_size) < 1:
             raise ValueError(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Pair = tuple[int, int]
+from drconv.nn.kernels.geometry import Pair
 
 
 def convolve_per_sample(

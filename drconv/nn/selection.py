@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
-from drconv.nn.per_sample import Pair
+from drconv.nn.kernels.geometry import Pair
 
 Layers = str | Iterable[str] | Callable[[str, nn.Module], bool] | None
 

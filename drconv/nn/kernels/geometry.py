@@ -1,10 +1,26 @@
 """What a convolution's window does, as every kernel takes it."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
 Pair = tuple[int, int]
+
+
+def pair(value: int | Sequence[int]) -> Pair:
+    """Rows and columns, as ``nn.Conv2d`` takes them: a number for both, or two numbers.
+
+    Raises:
+        ValueError: it is a word, or other than two numbers.
+    """
+    if isinstance(value, str):
+        raise ValueError(f"padding={value!r} must be a number or a pair; 'same' is dilation * (kernel_size - 1) / 2")
+    if not isinstance(value, Sequence):
+        return value, value
+    if len(value) != 2:
+        raise ValueError(f"{value} must be a number or a pair (rows, columns)")
+    return value[0], value[1]
 
 
 class Geometry(NamedTuple):
