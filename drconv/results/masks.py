@@ -81,12 +81,10 @@ def choose_masks(masks: list[Mask], patterns: list[str]) -> list[Mask]:
         for mask in masks:
             by_resolution.setdefault(mask.chosen.shape[1:], []).append(mask)
         return [group[len(group) // 2] for group in by_resolution.values()]
-    chosen = [mask for mask in masks if any(fnmatchcase(mask.name, pattern) for pattern in patterns)]
-    if not chosen:
-        raise ConfigError(
-            f"no guide fits {' '.join(patterns)}; the guides are {', '.join(mask.name for mask in masks)}"
-        )
-    return chosen
+    for pattern in patterns:
+        if not any(fnmatchcase(mask.name, pattern) for mask in masks):
+            raise ConfigError(f"no guide fits {pattern}; the guides are {', '.join(mask.name for mask in masks)}")
+    return [mask for mask in masks if any(fnmatchcase(mask.name, pattern) for pattern in patterns)]
 
 
 def region_colours(regions: int) -> list[Colour]:
