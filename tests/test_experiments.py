@@ -16,7 +16,7 @@ from drconv import count_cost
 from drconv.cli import typed
 from drconv.config import Config, DRConvConfig, ModelConfig
 from drconv.config_check import validate
-from drconv.nn import PRINTED_FORM, DRConv2d
+from drconv.nn import PRINTED_FORM, DRConv2d, Guide
 from models import create_model
 from models.timm_registry import VARIANTS, WIDTHS
 from scripts.cost import load_model_config
@@ -105,6 +105,7 @@ def test_networks_and_layers_have_the_same_defaults(configs: dict[str, Config]) 
     common = options.keys() & layer.keys() - {"guide", "groups"}
     assert {"init_gain", "filter_sharing", "generator_gradient", "guide_norm", "regions", "hidden"} <= common
     assert {name: options[name] for name in common} == {name: layer[name] for name in common}
+    assert inspect.signature(Guide).parameters["norm"].default == layer["guide_norm"]
     printed = configs["small/inside/printed"].model.drconv
     assert asdict(printed) == options | PRINTED_FORM
 

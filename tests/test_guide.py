@@ -13,21 +13,36 @@ from drconv.nn.diagnostics import balance_loss, region_usage, usage_entropy, z_l
 
 
 def test_guide_is_a_convolution() -> None:
-    guide = Guide(4, 8, 3, 2, 1)
+    guide = Guide(4, 8, [3, 3], 2, 1, norm="none")
     x = torch.randn(2, 4, 7, 6)
     torch.testing.assert_close(guide(x), F.conv2d(x, guide.weight, stride=2, padding=1))
-    normalised = Guide(4, 8, norm="batch")
+    normalised = Guide(4, 8)
     logits = normalised(x)
     torch.testing.assert_close(logits.mean((0, 2, 3)), torch.zeros(8), atol=1e-5, rtol=0)
     torch.testing.assert_close(logits.std((0, 2, 3), correction=0), torch.ones(8), atol=1e-3, rtol=0)
     assert not list(normalised.norm.parameters())
 
 
+def test_a_single_position_is_normalised_by_the_running_statistics() -> None:
+    """As behind a global pooling, with one image: a batch norm cannot be trained on one value."""
+    guide = Guide(4, 8)
+    guide(torch.randn(8, 4, 5, 5))
+    before = guide.norm.running_mean.clone()
+    x = torch.randn(1, 4, 1, 1)
+    expected = (F.conv2d(x, guide.weight) - before[:, None, None]) / (
+        guide.norm.running_var[:, None, None] + 1e-5
+    ).sqrt()
+    torch.testing.assert_close(guide(x), expected)
+    assert torch.equal(guide.norm.running_mean, before)
+    assert DRConv2d(4, 6, 1)(x).shape == (1, 6, 1, 1)
+    assert DRConv2d(4, 6, 1)(torch.randn(0, 4, 5, 5)).shape == (0, 6, 5, 5)
+
+
 @pytest.mark.parametrize(("gradient", "feature"), [(1.0, 1.0), (0.25, 1.0), (1.0, 0.5), (0.5, 0.0), (0.0, 1.0)])
 def test_gradient_factors(gradient: float, feature: float) -> None:
     """``gradient`` acts on all that comes back through the logits, ``feature`` on what leaves to the input."""
-    plain = Guide(4, 8)
-    factored = Guide(4, 8, gradient=gradient, feature_gradient=feature)
+    plain = Guide(4, 8, norm="none")
+    factored = Guide(4, 8, norm="none", gradient=gradient, feature_gradient=feature)
     factored.load_state_dict(plain.state_dict())
     x = torch.randn(2, 4, 5, 5, requires_grad=True)
     grad = torch.randn(2, 8, 5, 5)
@@ -93,7 +108,7 @@ def test_normalised_guide_in_any_precision(how: str, dtype: torch.dtype) -> None
 def test_sequence_keeps_the_names_of_its_state() -> None:
     block = _block()
     keys = set(nn.Sequential(*block).state_dict())
-    assert set(block.state_dict()) == keys | {"guide.weight"}
+    assert set(block.state_dict()) == keys | {f"guide.{key}" for key in block.guide.state_dict()}
 
 
 def test_usage_and_entropy() -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 from drconv.nn import DRConv2d, Guide, GuidedSequential
+from drconv.nn.generators import PooledGate
 
 
 def assert_alike(network: Callable[[Tensor], Tensor], x: Tensor) -> None:
@@ -102,3 +103,26 @@ def test_other_forwards_are_called(head: nn.Module) -> None:
     y = DRConv2d.forward(layers[0], x, logits).mul(2).relu()
     y = layers[3](DRConv2d.forward(patched, y, logits).mul(3))
     torch.testing.assert_close(fast, y.detach())
+
+
+class _Halved(PooledGate):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / 2
+
+
+@pytest.mark.parametrize("case", ["generator", "sequence", "group", "instance", "affine"])
+def test_other_generators_and_norms_are_called(case: str) -> None:
+    conv = DRConv2d(4, 6, 1, regions=8).eval()
+    if case == "generator":
+        conv.generator = _Halved(4, 8, (1, 1), 1.0)
+    elif case == "sequence":
+        conv.generator = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 8), nn.Softplus())
+    elif case == "group":
+        conv.guide.norm = nn.GroupNorm(2, 8)
+    elif case == "instance":
+        conv.guide.norm = nn.InstanceNorm2d(8)
+    else:
+        conv.guide.norm = nn.BatchNorm2d(8).eval()
+        nn.init.normal_(conv.guide.norm.weight)
+        nn.init.normal_(conv.guide.norm.bias)
+    assert_alike(conv, torch.randn(2, 4, 5, 5))

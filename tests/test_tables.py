@@ -165,9 +165,12 @@ def test_baseline_has_its_own_network_and_the_same_recipe(root: Path) -> None:
     make_run(root, "small/inside/guide_own", 0, 71.5, "recipe.epochs=2")
     make_run(root, "small/inside/guide_own", 0, 78.5, "recipe.optimizer.guide_lr=0.1")
     make_run(root, "small/inside/drconv", 0, 66.0, "recipe.optimizer.guide_lr=0.1")
+    make_run(root, "small/inside/drconv", 0, 72.0, "recipe.name=mine", "recipe.epochs=3")
+    make_run(root, "small/inside/guide_own", 0, 72.5, "recipe.name=mine", "recipe.epochs=3")
     make_run(root, "small/inside/guide_own", 1, 50.0, "runtime.precision=bf16")
     record_all(root)
     text = (root / "results" / "README.md").read_text()
+    assert "`recipe.epochs=3.0 recipe.name=mine` | 72.50 (1 seed) | +0.50 (1 pair)" in text
     assert "`small/inside/drconv` | 80.00 (1 seed) | - |" in text
     assert "`small/inside/drconv` with `recipe.epochs=2.0` | 70.00 (1 seed) | - |" in text
     assert "`small/inside/drconv` with `model.drconv.regions=2` | 60.00 (1 seed) | -20.00 (1 pair) |" in text
@@ -211,6 +214,8 @@ def test_missing_record_is_caught(root: Path) -> None:
         (lambda content: content.update(steps=10), "step is 10 here"),
         (lambda content: content.pop("cost"), "lacks cost.parameters, cost.multiply_adds"),
         (lambda content: content.update(metrics=[1.0]), "lacks metrics"),
+        (lambda content: content.update(metrics={}), "has no metric"),
+        (lambda content: content["config"].pop("experiment"), "lacks config.experiment"),
         (lambda content: content["metrics"].update(loss=None), "has no number for its metric loss"),
         (lambda content: content["train"].update(top1=99.0), "train.top1 is 99.0 here and 80.0"),
         (lambda content: content.update(wall_time_s=1.0), "wall_time_s differs from that of"),
@@ -236,7 +241,7 @@ def test_other_weights_are_caught_where_they_lie(root: Path) -> None:
     assert "sha256" in problem
 
 
-@pytest.mark.parametrize("line", ['{"step": 2960, "split', "[1]", '{"split": "val"}'])
+@pytest.mark.parametrize("line", ['{"step": 2960, "split', "[1]", '{"split": "val"}', '{"step": "2", "split": "val"}'])
 def test_damaged_curve_is_caught(root: Path, line: str) -> None:
     make_run(root, PLAIN, 0, 77.0)
     (path,) = record_all(root)
@@ -258,20 +263,32 @@ def test_missing_page_and_missing_block_are_caught(root: Path) -> None:
 
 def test_training_accuracy_is_the_mean_of_the_last_tenth(root: Path) -> None:
     folder = make_run(root, PLAIN, 0, 77.0)  # its last entry has 80.0 at step 2960
-    earlier = [
-        {"step": step, "split": "train", "loss": 1.0, "top1": top1} for step, top1 in ((2664, 10.0), (2665, 70.0))
-    ]
+    values = ((2650, 10.0), (2950, 70.0))  # every 50 steps: an entry covers 50 of them, the last one 10
+    earlier = [{"step": step, "split": "train", "loss": 1.0, "top1": top1} for step, top1 in values]
     log = folder / "metrics.jsonl"
     log.write_text("".join(f"{json.dumps(entry)}\n" for entry in earlier) + log.read_text())
     record_all(root)
-    assert row_of(root / "docs" / "evidence.md", PLAIN)[3] == "75.00"
+    assert row_of(root / "docs" / "evidence.md", PLAIN)[3] == "71.67"
 
 
-def test_weights_a_run_started_from_do_not_bind_by_their_folder(root: Path) -> None:
-    make_run(root, PLAIN, 0, 77.0, "weights=/somewhere/set/model.safetensors")
-    record_all(root)
+def test_runs_from_other_weights_are_other_runs(root: Path) -> None:
+    make_run(root, PLAIN, 0, 77.0, "weights=a/model.safetensors")
+    make_run(root, PLAIN, 0, 78.0, "weights=/b/model.safetensors")
+    assert len(record_all(root)) == 2
     assert problems_of(root) == []
-    assert "/somewhere" not in (root / "results" / "README.md").read_text()
+
+
+def test_a_repeated_run_must_give_the_recorded_number(root: Path) -> None:
+    folder = make_run(root, PLAIN, 0, 77.0)
+    record_all(root)
+    again = root / "again"
+    shutil.copytree(folder, again)
+    edit(again / "result.json", lambda content: content.update(wall_time_s=1.0, date="2000-01-01 00:00 UTC"))
+    assert find_problems(root, load_sources(root), [again]) == []
+    edit(again / "result.json", lambda content: content["metrics"].update(top1=1.0))
+    assert find_problems(root, load_sources(root), [folder, again]) == []
+    (problem,) = find_problems(root, load_sources(root), [again])
+    assert "metrics differs from that of" in problem
 
 
 def test_record_is_never_replaced(root: Path) -> None:

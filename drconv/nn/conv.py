@@ -28,8 +28,8 @@ class DRConv2d(FilterBank):
     """Dynamic region-aware convolution: every position is convolved with the filter its region chose (Eq. 4-8).
 
     Built like ``nn.Conv2d`` and called like it, ``conv(x)``, or ``conv(x, logits)`` with the logits of a shared guide.
-    The defaults are the form that trains stably (D11); ``DRConv2d(..., **PRINTED_FORM)`` is the printed one, which
-    computes the same in the forward pass but for the guide's norm.
+    The defaults are the form that trains stably (D11); ``DRConv2d(..., **PRINTED_FORM)`` is the printed one: for
+    equal parameters only the guide's norm makes a difference in the forward pass.
 
     Args:
         in_channels: C.
@@ -41,7 +41,7 @@ class DRConv2d(FilterBank):
         groups: see there.
         bias: see there; one bias for all regions.
         regions: M, filters per image.
-        generator: "grouped", the paper's two layers, or "experts", the authors' released code (D1).
+        generator: "grouped", the paper's two layers, or "experts", that of the authors' released code (D1).
         hidden: width of the grouped generator's first layer, a multiple of M; None for M.
         experts: number of shared filters that are mixed.
         generator_bias: a bias in the grouped generator's second layer, W = s V + U.
@@ -55,7 +55,7 @@ class DRConv2d(FilterBank):
             printed (D11).
         guide: "own" (k x k, as the text says) or "shared" (the caller passes logits) (D2).
         guide_stride: the own guide is computed at 1/guide_stride of the output's resolution, then resized.
-        guide_norm: "batch" (D11) or "none", as printed, see ``Guide``; so are the next three.
+        guide_norm: of the own guide: "batch" (D11) or "none", as printed, see ``Guide``; so are the next three.
         guide_gradient: see there.
         feature_gradient: see there.
         guide_frozen: see there.

@@ -48,6 +48,8 @@ class PooledGate(nn.Module):
         with without_autocast(x):
             return self._gate(x)
 
+    own_forward = forward  # what the fast path of inference stands for; a subclass may override forward
+
     def _gate(self, x: Tensor) -> Tensor:
         precise = torch.float64 if x.dtype == torch.float64 else torch.float32
         weight, bias = self.weight.to(precise), self.bias.to(precise)

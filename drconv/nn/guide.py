@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from drconv.nn.gradients import scale_gradient
 from drconv.nn.inference import run_guided
-from drconv.nn.kernels.geometry import Pair
+from drconv.nn.kernels.geometry import Pair, pair
 from drconv.nn.precision import at_least_float32
 from drconv.nn.shared import SharedSequential
 
@@ -29,7 +29,7 @@ class Guide(nn.Module):
         stride: as in ``nn.Conv2d``.
         padding: as there.
         dilation: as there.
-        norm: "none", or "batch" for a batch norm without affine on the logits (D11).
+        norm: "batch" for a batch norm without affine on the logits (D11), or "none", as printed.
         gradient: factor on the logits' gradient (the released code's beta); 1 as printed.
         feature_gradient: factor on the part that reaches the input; 0 cuts it off.
         frozen: the filter stays at its random start.
@@ -47,7 +47,7 @@ class Guide(nn.Module):
         padding: int | Pair = 0,
         dilation: int | Pair = 1,
         *,
-        norm: str = "none",
+        norm: str = "batch",
         gradient: float = 1.0,
         feature_gradient: float = 1.0,
         frozen: bool = False,
@@ -57,8 +57,8 @@ class Guide(nn.Module):
         super().__init__()
         if norm not in NORMS:
             raise ValueError(f"guide_norm={norm!r} is unknown; use one of {', '.join(NORMS)}")
-        size = kernel_size if isinstance(kernel_size, tuple) else (kernel_size, kernel_size)
-        self.stride, self.padding, self.dilation = stride, padding, dilation
+        size = pair(kernel_size)
+        self.stride, self.padding, self.dilation = pair(stride), pair(padding), pair(dilation)
         self.gradient, self.feature_gradient = gradient, feature_gradient
         self.keep_logits = False
         self.logits: Tensor | None = None
@@ -66,7 +66,7 @@ class Guide(nn.Module):
         self.weight = nn.Parameter(weight, requires_grad=not frozen)
         precise = None if dtype is None else torch.promote_types(dtype, torch.float32)
         self.norm = LogitNorm(regions, affine=False, device=device, dtype=precise) if norm == "batch" else None
-        self.is_pointwise = size == (1, 1) and stride in (1, (1, 1)) and padding in (0, (0, 0))
+        self.is_pointwise = (size, self.stride, self.padding) == ((1, 1), (1, 1), (0, 0))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -106,7 +106,17 @@ class Guide(nn.Module):
 
 
 class LogitNorm(nn.BatchNorm2d):
-    """Batch norm whose statistics stay in fp32 at least, as the logits do, when the network becomes half precision."""
+    """Batch norm of logits: a single position is normalised by the running statistics, which one value cannot give.
+
+    The statistics stay in fp32 at least, as the logits do, when the network becomes half precision.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and input.numel() <= input.shape[1]:
+            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, eps=self.eps)
+        return super().forward(input)
+
+    own_forward = forward  # see Guide
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)

@@ -31,11 +31,13 @@ def run_layer(
     if not conv.is_plain or _is_altered(conv):
         return None
     parameters, generator = conv._parameters, conv._modules.get("generator")
+    if generator is not None and (not has_own_forward(generator) or _is_watched(generator)):
+        return None
     run = select_layer(x, parameters["weight"])
     gate, peak = ({}, 1.0) if generator is None else (generator._parameters, generator.peak)
     statistics = [] if norm is None else _statistics(norm)
     tensors = [gate.get("weight"), parameters.get("bias"), *statistics]
-    if run is None or (generator is not None and _is_watched(generator)) or not _is_uniform(tensors, x):
+    if run is None or not _is_uniform(tensors, x):
         return None
     logits = guide if isinstance(guide, Tensor) else None
     own = _inner_guide(guide, x, conv.regions) if logits is None else None
@@ -68,13 +70,18 @@ def _inner_guide(guide: Any, x: Tensor, regions: int) -> tuple[Tensor, list[Any]
     if not has_own_forward(guide):
         return None
     norm = guide._modules.get("norm")
-    is_busy = guide.keep_logits or _is_watched(guide) or (norm is not None and (norm.training or _is_watched(norm)))
-    if is_busy or not guide.is_pointwise:
+    if guide.keep_logits or _is_watched(guide) or not guide.is_pointwise or not (norm is None or _only_scales(norm)):
         return None
     filters, statistics = guide._parameters["weight"], [] if norm is None else _statistics(norm)[:2]
     if filters.shape[0] != regions or not _is_uniform([filters, *statistics], x):
         return None
     return filters, statistics, 0.0 if norm is None else norm.eps
+
+
+def _only_scales(norm: nn.Module) -> bool:
+    """Whether a guide's norm is what ``Guide`` builds, with running statistics in use."""
+    is_own = has_own_forward(norm) and norm._parameters["weight"] is None and not _is_watched(norm)
+    return is_own and not norm.training and norm._buffers["running_mean"] is not None
 
 
 def _is_uniform(tensors: list[Tensor | None], x: Tensor) -> bool:
@@ -151,7 +158,7 @@ def _can_join(norm: nn.BatchNorm2d, conv: Any) -> bool:
 
 
 def has_own_forward(module: nn.Module) -> bool:
-    """Whether a ``DRConv2d`` or ``Guide`` computes what it does here: no other head, no subclass that overrides it."""
+    """Whether a module computes what the class of its place does: no other module, no subclass that overrides it."""
     return getattr(type(module), "own_forward", None) is type(module).forward
 
 

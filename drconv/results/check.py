@@ -32,7 +32,7 @@ def find_problems(root: Path, sources: Sources, folders: Iterable[Path]) -> list
     return problems + list(page_problems(root, sources))
 
 
-def record_problems(record: Record, runs: dict[str, Record]) -> Iterator[str]:
+def record_problems(record: Record, runs: dict[str, list[Record]]) -> Iterator[str]:
     """Contradictions within a record, with its curve, and with its run folder where that is among ``runs``."""
     content = record.content
     if record.path.stem != record.stem:
@@ -51,8 +51,8 @@ def record_problems(record: Record, runs: dict[str, Record]) -> Iterator[str]:
         yield from _curve_problems(record)
     except RecordError as error:
         yield str(error)
-    if result := runs.get(content["config_hash"]):
-        yield from _folder_problems(record, result)
+    found = [list(_folder_problems(record, result)) for result in runs.get(content["config_hash"], [])]
+    yield from min(found, key=len, default=[])  # of several runs of this configuration one must be the record's
 
 
 def _curve_problems(record: Record) -> Iterator[str]:
@@ -80,20 +80,22 @@ def _folder_problems(record: Record, result: Record) -> Iterator[str]:
         check_weights(record, result.path.parent)
     except RecordError as error:
         yield str(error)
-    for key in ("metrics", "all_metrics", "train", "steps", "cost", "wall_time_s", "data", "hardware", "versions"):
+    of_this_very_run = ("train", "wall_time_s", "hardware", "versions")
+    is_same_run = result.content["date"] == record.content["date"]
+    for key in ("metrics", "all_metrics", "steps", "cost", "data", *(of_this_very_run if is_same_run else ())):
         if result.content.get(key) != record.content.get(key):
             yield f"{key} differs from that of {result.path}"
 
 
-def _runs_by_hash(folders: Iterable[Path]) -> dict[str, Record]:
+def _runs_by_hash(folders: Iterable[Path]) -> dict[str, list[Record]]:
     """Finished runs on this machine by the hash of their configuration."""
-    found = {}
+    found: dict[str, list[Record]] = defaultdict(list)
     for path in find_results(folders):
         try:
             record = read_record(path)
         except RecordError:
             continue  # belongs to no experiment, or is not finished
-        found[record.content["config_hash"]] = record
+        found[record.content["config_hash"]].append(record)
     return found
 
 

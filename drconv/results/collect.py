@@ -90,9 +90,12 @@ def _choose(numbers: list[int], limit: int) -> list[int]:
 
 
 def _without_local_paths(content: dict[str, Any]) -> dict[str, Any]:
-    """The record with absolute paths cut to their last part; they belong to a machine and decide nothing."""
+    """The record with absolute paths cut to their last part; they belong to a machine and decide nothing.
+
+    ``weights``, which a run started from, does decide: it stays as it was given.
+    """
     config = {**content["config"], "data": dict(content["config"]["data"])}
-    for section, key in ((config, "run"), (config, "outputs"), (config, "weights"), (config["data"], "root")):
+    for section, key in ((config, "run"), (config, "outputs"), (config["data"], "root")):
         if section.get(key) is not None:
             section[key] = _shorten(section[key])
     command = re.sub(r"(?<==)/[^\s,'\"]+", lambda found: _shorten(found[0]), content["command"])

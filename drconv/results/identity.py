@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from pathlib import PurePath
 from typing import Any
 
 # Keys that may differ between a run and its continuation: they change where and how fast it runs, not what it computes.
@@ -25,14 +24,11 @@ FREE_RUNTIME = (
 def select_binding(config: dict[str, Any]) -> dict[str, Any]:
     """The keys of a configuration (nested dictionaries) that decide what a run computes: dotted, with values."""
     free = (*FREE_KEYS, *(f"runtime.{key}" for key in FREE_RUNTIME))
-    binding = {
+    return {
         key: value
         for key, value in flatten(config).items()
         if not any(key == name or key.startswith(f"{name}.") for name in free)
     }
-    if binding.get("weights"):  # where the file lies decides nothing
-        binding["weights"] = PurePath(binding["weights"]).name
-    return binding
 
 
 def config_hash(binding_keys: dict[str, Any]) -> str:

@@ -26,6 +26,8 @@ REQUIRED: dict[str, type | tuple[type, ...]] = {
     "config.seed": int,
     "config.recipe": dict,
     "config.data": dict,
+    "config.experiment": dict,
+    "config.logging.every": int,
     "config.runtime": dict,
     "config_hash": str,
     "weights_sha256": dict,
@@ -74,11 +76,14 @@ class Record:
 
     @property
     def training_accuracy(self) -> float | None:
-        """Mean top-1 of the entries of the curve in the last tenth of the steps; None where none was logged."""
-        first = (1 - TAIL) * self.content["steps"]
-        tail = [entry for entry in read_curve(self.curve) if entry["split"] == "train" and entry["step"] > first]
-        values = [entry["top1"] for entry in tail if "top1" in entry]
-        return statistics.fmean(values) if values else None
+        """Mean top-1 of the curve's entries in the last tenth of the steps, each as long as the steps it covers.
+
+        None where none was logged.
+        """
+        first, every = (1 - TAIL) * self.content["steps"], self.content["config"]["logging"]["every"]
+        entries = [entry for entry in read_curve(self.curve) if entry["split"] == "train" and "top1" in entry]
+        tail = {entry["step"]: entry["top1"] for entry in entries if entry["step"] > first}
+        return statistics.fmean(tail.values(), [step % every or every for step in tail]) if tail else None
 
     @property
     def is_dirty(self) -> bool:
@@ -108,6 +113,8 @@ def read_record(path: Path) -> Record:
         raise RecordError(f"{path} has status {content['status']}; only complete runs are recorded")
     if not content["experiment"].get("id"):
         raise RecordError(f"{path} belongs to no experiment; train with experiment=... to record a run")
+    if not content["metrics"]:
+        raise RecordError(f"{path} has no metric; run the experiment again or delete it")
     record = Record(path, content)
     for name in {record.metric, *content["metrics"]}:
         if not isinstance(content["metrics"].get(name), int | float):
@@ -143,8 +150,8 @@ def read_curve(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
         try:
             entry = json.loads(line)
-            is_whole = {"split", "step"} <= entry.keys()
-        except (ValueError, AttributeError):
+            is_whole = isinstance(entry["split"], str) and isinstance(entry["step"], int)
+        except (ValueError, TypeError, KeyError):
             is_whole = False
         if not is_whole:
             raise RecordError(f"{path}, line {number}, is no entry of a curve; restore it or delete the line")

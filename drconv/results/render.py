@@ -23,9 +23,10 @@ this page is edited by hand. "not run": there is no complete record. The paper's
 - Ours is the mean over the seeds ± the sample standard deviation, of the last checkpoint (D10), in percent.
 - A row `with key=value` was run with these changes to its experiment file; it is never compared with the paper.
 - A difference "paired" is the mean of the differences between runs of equal seed, data and recipe.
-- Training top-1 is the mean over the last tenth of the steps, on augmented pictures.
+- Training top-1 is the mean of the log entries kept from the last tenth of the steps, on augmented pictures.
 - Multiply-adds: the true ones count everything; the paper's convention is that of its printed numbers (D9).
-- A record is named by its seed. {DIRTY}: the code differed from its commit. Absolute paths are cut to their last part.
+- A record is named by its seed. {DIRTY}: the code differed from its commit. Absolute paths of data and outputs are
+  cut to their last part.
 - Decisions are explained in [docs/deviations.md](../docs/deviations.md).
 """
 

@@ -13,14 +13,9 @@ from drconv.results.records import Record
 
 # Runs are compared that are equal in these sections and keys of the configuration, ...
 COMPARED = ("recipe", "data", "weights", "runtime.precision", "runtime.sync_bn")
-# ... leaving out what says nothing about how two networks were compared: names, and what acts on guides alone.
-INDIFFERENT = (
-    "recipe.name",
-    "recipe.note",
-    "recipe.optimizer.guide_lr",
-    "recipe.optimizer.guide_weight_decay",
-    "data.root",
-)
+# ... leaving out names, and what acts on guides alone.
+NAMES = ("recipe.name", "recipe.note", "data.root")
+OF_GUIDES = ("recipe.optimizer.guide_lr", "recipe.optimizer.guide_weight_decay")
 
 
 @dataclass(frozen=True)
@@ -80,7 +75,8 @@ def find_baseline(group: Group, id: str, groups: list[Group]) -> Group | None:
 
 
 def _is_baseline(group: Group, training: dict[str, Any]) -> bool:
-    own_network = all(_is_compared(change.partition("=")[0]) for change in group.changes)
+    changed = [change.partition("=")[0] for change in group.changes]
+    own_network = all(key in NAMES or _is_compared(key) for key in changed)
     return own_network and _training(group.records[0]) == training
 
 
@@ -90,7 +86,7 @@ def _training(record: Record) -> dict[str, Any]:
 
 
 def _is_compared(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in COMPARED) and key not in INDIFFERENT
+    return any(key == name or key.startswith(f"{name}.") for name in COMPARED) and key not in (*NAMES, *OF_GUIDES)
 
 
 def _fingerprint(record: Record) -> str:

@@ -15,7 +15,7 @@ def pair(value: int | Sequence[int]) -> Pair:
         ValueError: it is a word, or other than two numbers.
     """
     if isinstance(value, str):
-        raise ValueError(f"padding={value!r} must be a number or a pair; 'same' is dilation * (kernel_size - 1) / 2")
+        raise ValueError(f"{value!r} must be a number or a pair; padding 'same' is dilation * (kernel_size - 1) / 2")
     if not isinstance(value, Sequence):
         return value, value
     if len(value) != 2:
