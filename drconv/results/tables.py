@@ -234,7 +234,8 @@ def _run_cells(group: Group | None, described: dict[str, Any]) -> list[str | lis
     """Wall time, decisions, records."""
     if group is None:
         return [EMPTY, ", ".join(described.get("decisions", [])), EMPTY]
-    decisions = group.records[0].content["experiment"]["decisions"]
+    # The file may have been corrected since; runs with changed settings have no file of their own.
+    decisions = group.records[-1].content["experiment"]["decisions"] if group.changes else described["decisions"]
     return [_wall_time(group), ", ".join(decisions), group.records]
 
 
