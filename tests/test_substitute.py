@@ -233,7 +233,7 @@ def test_options_reach_layers_and_guides() -> None:
     substitute(network, input_size=32, regions=4, guide_frozen=True, generator_bias=True, **options)
     guide = network.stage2[0].branch2.guide
     assert guide.weight.shape[0] == 4
-    assert (guide.gradient, guide.feature_gradient, guide.stride) == (0.5, 0.0, 2)
+    assert (guide.gradient, guide.feature_gradient, guide.stride) == (0.5, 0.0, (2, 2))
     assert guide.norm is not None
     assert not guide.weight.requires_grad
     assert network.stage2[0].branch2[0].filter_bias is not None
