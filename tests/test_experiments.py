@@ -17,6 +17,7 @@ from drconv.cli import typed
 from drconv.config import Config, DRConvConfig, ModelConfig
 from drconv.config_check import validate
 from drconv.nn import PRINTED_FORM, DRConv2d, Guide
+from drconv.results.tables import load_sources, make_tables
 from models import create_model
 from models.timm_registry import VARIANTS, WIDTHS
 from scripts.cost import load_model_config
@@ -83,6 +84,14 @@ def test_every_row_of_the_paper_has_its_experiment() -> None:
     assert {name.removeprefix("table1/") for name in EXPERIMENTS if name.startswith("table1/")} == set(PAPER["table1"])
     assert sum(name.startswith("fig4/") for name in EXPERIMENTS) == 16
     assert set(PAPER["table1"]) | set(PAPER["table2"]) <= set(MODELS)
+
+
+def test_every_experiment_is_in_a_table() -> None:
+    sources = load_sources(ROOT)
+    tables = make_tables(sources)
+    shown = {str(row[0]).split("`")[1] for name in sources.comparisons for row in tables[name].rows}
+    shown |= {f"table1/{str(row[0]).split('`')[1]}" for row in tables["table1"].rows}
+    assert set(sources.experiments.ids) == shown
 
 
 def test_imagenet_rows_share_one_recipe(configs: dict[str, Config]) -> None:

@@ -70,7 +70,7 @@ def _inner_guide(guide: Any, x: Tensor, regions: int) -> tuple[Tensor, list[Any]
     if not has_own_forward(guide):
         return None
     norm = guide._modules.get("norm")
-    if guide.keep_logits or _is_watched(guide) or not guide.is_pointwise or not (norm is None or _only_scales(norm)):
+    if guide.keep_logits or _is_watched(guide) or not guide.is_pointwise or not (norm is None or _is_own_norm(norm)):
         return None
     filters, statistics = guide._parameters["weight"], [] if norm is None else _statistics(norm)[:2]
     if filters.shape[0] != regions or not _is_uniform([filters, *statistics], x):
@@ -78,7 +78,7 @@ def _inner_guide(guide: Any, x: Tensor, regions: int) -> tuple[Tensor, list[Any]
     return filters, statistics, 0.0 if norm is None else norm.eps
 
 
-def _only_scales(norm: nn.Module) -> bool:
+def _is_own_norm(norm: nn.Module) -> bool:
     """Whether a guide's norm is what ``Guide`` builds, with running statistics in use."""
     is_own = has_own_forward(norm) and norm._parameters["weight"] is None and not _is_watched(norm)
     return is_own and not norm.training and norm._buffers["running_mean"] is not None

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any
 
 # Keys that may differ between a run and its continuation: they change where and how fast it runs, not what it computes.
@@ -24,11 +25,12 @@ FREE_RUNTIME = (
 def select_binding(config: dict[str, Any]) -> dict[str, Any]:
     """The keys of a configuration (nested dictionaries) that decide what a run computes: dotted, with values."""
     free = (*FREE_KEYS, *(f"runtime.{key}" for key in FREE_RUNTIME))
-    return {
-        key: value
-        for key, value in flatten(config).items()
-        if not any(key == name or key.startswith(f"{name}.") for name in free)
-    }
+    return {key: value for key, value in flatten(config).items() if not is_within(key, free)}
+
+
+def is_within(key: str, sections: Iterable[str]) -> bool:
+    """Whether a dotted key is one of the sections or lies in one."""
+    return any(key == section or key.startswith(f"{section}.") for section in sections)
 
 
 def config_hash(binding_keys: dict[str, Any]) -> str:

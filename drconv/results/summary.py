@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from drconv.results.experiments import Experiments
-from drconv.results.identity import flatten
+from drconv.results.identity import flatten, is_within
 from drconv.results.records import Record
 
 # Runs are compared that are equal in these sections and keys of the configuration, ...
@@ -86,7 +86,7 @@ def _training(record: Record) -> dict[str, Any]:
 
 
 def _is_compared(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in COMPARED) and key not in (*NAMES, *OF_GUIDES)
+    return is_within(key, COMPARED) and key not in (*NAMES, *OF_GUIDES)
 
 
 def _fingerprint(record: Record) -> str:

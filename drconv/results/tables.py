@@ -210,8 +210,10 @@ def _difference(group: Group, printed: float | list[float], tolerance: float | N
 
 
 def _paired(group: Group | None, baseline: str, groups: list[Group]) -> str:
-    reference = find_baseline(group, baseline, groups) if group else None
-    if group is None or reference is None or reference is group:
+    if group is None:
+        return EMPTY
+    reference = find_baseline(group, baseline, groups)
+    if reference is None or reference is group:
         return EMPTY
     spread = pair_by_seed(group, reference)
     return format_spread(spread, sign=True, unit="pair") if spread else EMPTY
