@@ -141,6 +141,27 @@ def test_sigterm_inside_an_evaluation(make_config: Make, monkeypatch: pytest.Mon
     assert_same_run(whole, parts)
 
 
+def test_sigterm_inside_the_reestimation(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ("recipe.ema_decay=0.9", "recipe.bn_reestimation_steps=4")
+    whole, parts = make_config(*options, run="whole"), make_config(*options, run="parts")
+    train.train(whole)
+    forward, seen = Classification.forward, []
+
+    def forward_with_signal(self: Classification, batch: dict) -> dict:
+        seen.append(batch)
+        if len(seen) == 6 + 2:  # 6 steps of training, then the second batch of the re-estimation
+            os.kill(os.getpid(), signal.SIGTERM)
+        return forward(self, batch)
+
+    monkeypatch.setattr(Classification, "forward", forward_with_signal)
+    with pytest.raises(errors.StoppedError, match="after step 6"):
+        train.train(parts)
+    monkeypatch.undo()
+    assert len(seen) == 6 + 2
+    train.train(parts)
+    assert_same_run(whole, parts)
+
+
 @pytest.fixture
 def _interruptible() -> Iterator[None]:
     """A shell starts background jobs with SIGINT ignored, which Python then leaves so."""

@@ -212,8 +212,9 @@ class Trainer:
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Evaluates the current weights, and the averaged ones where there are any; recorded once all are done."""
         self.state.broadcast_buffers()
+        shared = math.ceil(len(self.data.val) // distributed.world_size() / self.config.recipe.eval_batch_size)
         metrics = {
-            weights: evaluate(task, self._until_stopped(self.data.val_batches), self.config, self.device)
+            weights: evaluate(task, self._until_stopped(self.data.val_batches, shared), self.config, self.device)
             for weights, task in self.state.evaluated().items()
         }
         for weights, values in metrics.items():
@@ -224,9 +225,8 @@ class Trainer:
         self.progress.measure(self.state.step)
         return metrics
 
-    def _until_stopped(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Passes validation batches on, and looks for a signal after those that every rank has."""
-        shared = math.ceil(len(self.data.val) // distributed.world_size() / self.config.recipe.eval_batch_size)
+    def _until_stopped(self, batches: Iterable[dict[str, Any]], shared: int) -> Iterator[dict[str, Any]]:
+        """Passes batches on, and looks for a signal after each of the first ``shared``, which every rank has."""
         for number, batch in enumerate(batches):
             yield batch
             if number < shared and self._signals.should_stop():
@@ -263,4 +263,4 @@ class Trainer:
         if num_batches:
             for task in self.state.evaluated().values():
                 batches = self.data.train_batches(self.num_steps, self.num_steps + num_batches)
-                reestimate_batchnorm(task, batches, self.config, self.device)
+                reestimate_batchnorm(task, self._until_stopped(batches, num_batches), self.config, self.device)

@@ -25,6 +25,13 @@ KINDS: dict[str, type[Replacement]] = {
     "deformable": DeformableKernelConv2d,
 }
 SHARING = {"drconv": "guide", "condconv": "routing"}  # the option that says who shares
+GUIDE_OPTIONS = {  # options of DRConv2d that belong to a guide, and their names there
+    "guide_stride": "stride",
+    "guide_norm": "norm",
+    "guide_gradient": "gradient",
+    "feature_gradient": "feature_gradient",
+    "guide_frozen": "frozen",
+}
 
 
 @dataclass(frozen=True)
@@ -233,16 +240,8 @@ def _make_head(block: nn.Module, conv: str, from_pretrained: bool, options: dict
         if from_pretrained:
             zero_routing(routing)
         return routing
-    return Guide(
-        first.in_channels,
-        options.get("regions", 8),
-        stride=options.get("guide_stride", 1),
-        norm=options.get("guide_norm", "batch"),
-        gradient=options.get("guide_gradient", 1.0),
-        feature_gradient=options.get("feature_gradient", 1.0),
-        frozen=options.get("guide_frozen", False),
-        **place,
-    )
+    given = {GUIDE_OPTIONS[name]: value for name, value in options.items() if name in GUIDE_OPTIONS}
+    return Guide(first.in_channels, options.get("regions", 8), **given, **place)
 
 
 def _wrap(block: nn.Module, head: Guide | Routing) -> nn.Module:
