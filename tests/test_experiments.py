@@ -17,6 +17,7 @@ from drconv.cli import typed
 from drconv.config import Config, DRConvConfig, ModelConfig
 from drconv.config_check import validate
 from drconv.nn import PRINTED_FORM, DRConv2d, Guide
+from drconv.results.decisions import find_decisions
 from drconv.results.tables import load_sources, make_tables
 from models import create_model
 from models.timm_registry import VARIANTS, WIDTHS
@@ -78,6 +79,24 @@ def test_decisions_are_those_in_force(configs: dict[str, Config]) -> None:
         }
         for decision, in_force in expected.items():
             assert (decision in config.experiment.decisions) == in_force, (name, decision)
+        assert find_decisions(config.experiment.decisions, asdict(config.model)) == config.experiment.decisions
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (PRINTED_FORM, ["D1", "D2", "D3", "D10"]),
+        (PRINTED_FORM | {"init_gain": 0.5}, ["D1", "D2", "D3", "D10", "D11"]),
+        (PRINTED_FORM | {"generator": "experts", "filter_sharing": 0.9}, ["D2", "D3", "D10"]),
+        ({"guide": "own"}, ["D1", "D3", "D10", "D11"]),
+        ({"hidden": 64}, ["D2", "D3", "D10", "D11"]),
+    ],
+)
+def test_overrides_change_the_decisions(configs: dict[str, Config], overrides: dict, expected: list[str]) -> None:
+    config = configs["small/imagenette/drconv_shufflenetv2_0.5x"]
+    model = asdict(config.model)
+    model["drconv"] |= overrides
+    assert find_decisions(config.experiment.decisions, model) == expected
 
 
 def test_every_row_of_the_paper_has_its_experiment() -> None:

@@ -24,6 +24,8 @@ REQUIRED: dict[str, type | tuple[type, ...]] = {
     "cost.multiply_adds": int,
     "cost.paper_multiply_adds": int,
     "config.seed": int,
+    "config.model.conv": str,
+    "config.model.drconv": dict,
     "config.recipe": dict,
     "config.data": dict,
     "config.experiment": dict,

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from drconv.results.decisions import find_decisions
 from drconv.results.experiments import Experiments
 from drconv.results.records import Record, read_records
 from drconv.results.summary import Group, Spread, compute_spread, find_baseline, group_records, pair_by_seed
@@ -236,8 +237,9 @@ def _run_cells(group: Group | None, described: dict[str, Any]) -> list[str | lis
     """Wall time, decisions, records."""
     if group is None:
         return [EMPTY, ", ".join(described.get("decisions", [])), EMPTY]
-    # The file may have been corrected since; runs with changed settings have no file of their own.
-    decisions = group.records[-1].content["experiment"]["decisions"] if group.changes else described["decisions"]
+    content = group.records[-1].content
+    claimed = described.get("decisions", content["experiment"]["decisions"])  # the file may have been corrected since
+    decisions = find_decisions(claimed, content["config"]["model"])
     return [_wall_time(group), ", ".join(decisions), group.records]
 
 
