@@ -70,7 +70,7 @@ def expand(model: ir.Model) -> int:
     """
     build = Builder(model.graph)
     orders: dict[ir.Value, Order] = {}
-    nodes = [node for node in model.graph if (node.domain, node.op_type) == (DOMAIN, NAME)]
+    nodes = _layers(model)
     for node in nodes:
         build.before = node
         mask, matrices = node.inputs[1], node.inputs[2]
@@ -87,6 +87,37 @@ def expand(model: ir.Model) -> int:
         del model.graph.initializers[value.name]
     model.opset_imports.pop(DOMAIN, None)
     return len(nodes)
+
+
+def use_rows(model: ir.Model) -> int:
+    """Let every ``drconv::RegionConv`` take and give (B, H, W, channels), as onnxruntime's operator does, in place.
+
+    onnxruntime takes the transposition into the copy between its blocked layout and the usual one.
+
+    Returns:
+        How many there are.
+    """
+    build = Builder(model.graph)
+    nodes = _layers(model)
+    for node in nodes:
+        build.before = node
+        node.replace_input_with(0, build("Transpose", node.inputs[0], perm=[0, 2, 3, 1]))
+        limit = node.attributes.get("limit")
+        node.attributes["limit"] = ir.AttrFloat32("limit", -1.0 if limit is None else limit.as_float())
+        y = node.outputs[0]
+        rows = ir.Node(DOMAIN, NAME, node.inputs, node.attributes.values(), num_outputs=1, name=node.name)
+        rows.outputs[0].name = f"{y.name}_rows"
+        model.graph.insert_before(node, rows)
+        image = build("Transpose", rows.outputs[0], perm=[0, 3, 1, 2])
+        image.shape, image.dtype = y.shape, y.dtype
+        ir.convenience.replace_all_uses_with(y, image, replace_graph_outputs=True)
+    for node in nodes:
+        model.graph.remove(node, safe=True)
+    return len(nodes)
+
+
+def _layers(model: ir.Model) -> list[ir.Node]:
+    return [node for node in model.graph if (node.domain, node.op_type) == (DOMAIN, NAME)]
 
 
 def _order(build: Builder, mask: ir.Value, regions: int) -> Order:

@@ -1,83 +1,63 @@
-"""Shared libraries of the C++ kernel for programs without Python, built once and kept beside PyTorch's extensions."""
+"""Shared libraries of the C++ kernel for programs without Python."""
 
-import fcntl
 import hashlib
 import os
-import platform
-import shlex
-import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch.utils import cpp_extension
 
 from drconv.errors import ExportError
-from drconv.nn.kernels import cpu
+from drconv.nn.kernels import build, cpu
 
-SOURCES = Path(__file__).parent / "native"
 KERNELS = Path(cpu.__file__).parent
-_HEADERS = "DRCONV_ONNXRUNTIME_INCLUDE"
+SOURCE = Path(__file__).with_name("onnxruntime.cpp")
+HEADERS = "DRCONV_ONNXRUNTIME_INCLUDE"
 
 
 def torch_library() -> Path:
-    """``libdrconv_torch.so``: the operators ``drconv::*`` for libtorch, as ``TORCH_LIBRARY`` registers them.
+    """The operators ``drconv::*`` for libtorch, registered when the library is loaded: what PyTorch in Python uses.
 
-    A program loads it with ``dlopen`` or ``torch::...`` before a package of ours. It is what Python uses, linked again
-    without the part of PyTorch that needs an interpreter.
+    It needs libtorch_cpu and libc10, and no interpreter. A program loads it with ``dlopen`` before a package of ours.
 
     Raises:
-        ExportError: there is no compiler, or it fails.
+        ExportError: it cannot be built.
     """
-    if not cpu.is_available():
-        raise ExportError(f"the C++ kernel is not available: {cpu.why_not()}")
-    folder = cpu._build().parent
-    library = folder / "libdrconv_torch.so"
-    objects = sorted(folder.glob("*.o"))
-    folders = [f"-L{path}" for path in cpp_extension.library_paths()]
-    _build(library, [*map(str, objects), "-fopenmp", *folders, "-ltorch", "-ltorch_cpu", "-lc10"])
-    return library
+    try:
+        return cpu._build()
+    except OSError as error:
+        raise ExportError(f"the C++ kernel cannot be built: {error}") from error
 
 
 def onnxruntime_library() -> Path:
-    """``libdrconv_onnxruntime.so``: the operator ``drconv::RegionConv`` for onnxruntime.
+    """The operator ``drconv::RegionConv`` for onnxruntime's ``register_custom_ops_library``. It needs no PyTorch.
 
     Raises:
-        ExportError: onnxruntime's headers are not there, there is no compiler, or it fails.
+        ExportError: onnxruntime's headers are not there, or it cannot be built.
     """
-    headers = os.environ.get(_HEADERS, "")
-    if not (Path(headers) / "onnxruntime_cxx_api.h").is_file():
+    folder = Path(os.environ.get(HEADERS, ""))
+    if not (folder / "onnxruntime_cxx_api.h").is_file():
         raise ExportError(
-            f"the custom operator needs the headers of onnxruntime, which its Python package does not hold; name the "
-            f"folder with onnxruntime_cxx_api.h in {_HEADERS} (docs/export.md says where to get it), found {headers!r}"
+            f"the custom operator needs onnxruntime's headers, which its Python package does not hold; name the folder "
+            f"that has onnxruntime_cxx_api.h in {HEADERS} (docs/export.md says where to get it), found "
+            f"{os.environ.get(HEADERS, '')!r}"
         )
-    capability = torch.backends.cpu.get_cpu_capability()
-    source = SOURCES / "onnxruntime.cpp"
-    flags = [flag for flag in cpu._flags(capability) if flag != "-fopenmp" and "AT_PARALLEL" not in flag]
-    includes = [headers, str(KERNELS), *cpp_extension.include_paths()]
-    words = [*flags, "-fPIC", "-fvisibility=hidden", *(f"-I{path}" for path in includes), str(source)]
-    content = b"".join(path.read_bytes() for path in [source, *sorted(KERNELS.glob("cpu*.h"))])
-    digest = hashlib.sha256(content + " ".join([*words, torch.__version__, platform.machine()]).encode())
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "drconv")
-    library = root / f"drconv_onnxruntime_{digest.hexdigest()[:16]}" / "libdrconv_onnxruntime.so"
-    library.parent.mkdir(parents=True, exist_ok=True)
-    _build(library, [*words, "-Wl,-Bsymbolic", "-Wl,--no-undefined"])
-    return library
+
+    def command(library: Path) -> list[str]:
+        root = Path(torch.__file__).parent / "include"
+        includes = [folder, KERNELS, root, root / "torch" / "csrc" / "api" / "include"]
+        words = [word for path in includes for word in ("-isystem", str(path))]
+        links = ["-Wl,-Bsymbolic", "-Wl,--no-undefined"]
+        return [*build.compiler(), *_flags(), *words, "-shared", "-fPIC", str(SOURCE), "-o", str(library), *links]
+
+    content = b"".join(path.read_bytes() for path in [SOURCE, *sorted(KERNELS.glob("cpu*.h"))])
+    content += (folder / "onnxruntime_c_api.h").read_bytes()
+    digest = hashlib.sha256(content + f"{torch.__version__} {_flags()}".encode()).hexdigest()[:16]
+    try:
+        return build.find_or_build(f"drconv_onnxruntime_{digest}", command)
+    except OSError as error:
+        raise ExportError(f"the custom operator cannot be built: {error}") from error
 
 
-def _build(library: Path, words: Sequence[str]) -> None:
-    """Run the compiler unless the library is there; one process at a time."""
-    with open(library.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if library.exists():
-            return
-        temporary = library.with_suffix(".tmp")
-        compiler = shlex.split(os.environ.get("CXX", "c++"))
-        try:
-            result = subprocess.run([*compiler, "-shared", *words, "-o", str(temporary)], capture_output=True, text=True)
-        except FileNotFoundError:
-            raise ExportError(f"there is no C++ compiler {compiler[0]!r}; install g++ or name yours in CXX") from None
-        if result.returncode != 0:
-            errors = [line for line in result.stderr.splitlines() if "error" in line or "undefined" in line]
-            raise ExportError(f"{library.name} cannot be built: {(errors or ['the compiler failed'])[0]}")
-        os.replace(temporary, library)
+def _flags() -> list[str]:
+    """The kernel's, without OpenMP: onnxruntime brings its threads."""
+    return [flag for flag in cpu._flags() if flag != "-fopenmp" and "AT_PARALLEL" not in flag] + ["-fvisibility=hidden"]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from drconv.errors import ConfigError, ExportError
+from drconv.export.native import onnxruntime_library
 from drconv.export.layers import ExportedGuide, exported, kept_masks
 from drconv.nn import kernels
 from drconv.nn.fusion import fuse_for_inference
@@ -31,7 +32,7 @@ class OnnxExport:
     Attributes:
         path: of the file.
         outputs: names, the network's first, then those of the masks.
-        layers: number of DRConvs that were written as sorted products.
+        layers: number of DRConvs that were written as sorted products, or as our operator.
         errors: for each drawn picture the largest difference to PyTorch, over the largest output.
     """
 
@@ -59,15 +60,15 @@ def export_onnx(
         example: (2 or more, C, H, W) in the type of the network.
         masks: patterns of guides' names, such as ``"stage4.*"``; their masks become outputs ``mask.<name>``,
             int64 (B, H', W'), the region of each position.
-        custom_operator: leave DRConvs as nodes ``drconv::RegionConv`` for ``drconv.export.runtime`` instead of
-            writing them in standard operators.
+        custom_operator: write DRConvs as nodes ``drconv::RegionConv``, our operator for onnxruntime, instead of
+            standard operators; ``session_options(custom_operator=True)`` loads it.
 
     Raises:
         ConfigError: a pattern fits no guide, or a package is missing.
         ExportError: onnxruntime computes something else than PyTorch.
     """
     _require_packages()
-    from drconv.export.expand import expand
+    from drconv.export.expand import expand, use_rows
 
     module = WithMasks(exported(fold(network)), masks).eval()
     names = ["output", *(f"mask.{name}" for name in module.names)]
@@ -81,15 +82,30 @@ def export_onnx(
             output_names=names,
             verbose=False,
         )
-    layers = 0 if custom_operator else expand(program.model)
+    layers = (use_rows if custom_operator else expand)(program.model)
     temporary = path.with_name(f".{path.name}.tmp")
     program.save(temporary)
     try:
-        errors = [] if custom_operator else compare(network, temporary, example)
+        errors = compare(network, temporary, example, session_options(custom_operator))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     return OnnxExport(path, names, layers, errors)
+
+
+def session_options(custom_operator: bool = False) -> Any:
+    """``onnxruntime.SessionOptions``, with our operator registered where it is asked for.
+
+    Raises:
+        ExportError: the operator cannot be built, see ``onnxruntime_library``.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    if custom_operator:
+        options.register_custom_ops_library(str(onnxruntime_library()))
+    return options
 
 
 def compare(network: nn.Module, path: Path, example: Tensor, options: Any = None) -> list[float]:

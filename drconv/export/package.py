@@ -61,6 +61,7 @@ def export_package(network: nn.Module, path: Path, example: Tensor) -> PackageEx
     batch = torch.export.Dim("batch", min=1, max=MOST_IMAGES)
     pictures = torch.randn(PICTURES, *example.shape[1:], generator=torch.Generator().manual_seed(0)).to(example)
     with torch.no_grad(), tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        module(example)  # packs the filters, once for all calls of the package
         program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
         file = torch._inductor.aoti_compile_and_package(program, package_path=str(Path(folder) / path.name))
         expected, ours = module(pictures), torch._inductor.aoti_load_package(file)(pictures)
@@ -68,6 +69,6 @@ def export_package(network: nn.Module, path: Path, example: Tensor) -> PackageEx
         if not error <= TOLERANCE:
             raise ExportError(f"the package differs from PyTorch by {error:.1e} of the largest output")
         os.replace(file, path)
-    beside = path.with_name(library.name)
+    beside = path.with_name("libdrconv_torch.so")
     shutil.copyfile(library, beside)
     return PackageExport(path, beside, error)

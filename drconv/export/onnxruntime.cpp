@@ -15,7 +15,7 @@
 
 // The one function of PyTorch's libraries that its header-only vectors call.
 namespace c10::detail {
-[[noreturn]] __attribute__((visibility("hidden"))) void torchCheckFail(
+[[noreturn]] void torchCheckFail(
     const char*, const char*, uint32_t, const char* message) {
   throw std::runtime_error(message);
 }
