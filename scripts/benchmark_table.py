@@ -5,10 +5,10 @@
     python scripts/benchmark_table.py --write                     # only the page, from results/performance.json
 
 Columns: eager, both networks as trained; fused, both after ``fuse_for_inference``; compiled, both after it and
-``torch.compile``; onnxruntime, both as ``drconv.export.export_onnx`` writes them, standard operators only; custom, DRConv
-with our operator for onnxruntime; training, a step at batch 32, and memory, what such a step adds. So the plain side has
-its batch norms folded where ours has. The two sides take turns, and a cell is the median of the rounds' ratios. Cells are
-kept as they come, so that the command goes on where it was stopped.
+``torch.compile``; onnxruntime, both as ``drconv.export.export_onnx`` writes them, standard operators only; custom,
+DRConv with our operator for onnxruntime; training, a step at batch 32, and memory, what such a step adds. So the plain
+side has its batch norms folded where ours has. The two sides take turns, and a cell is the median of the rounds'
+ratios. Cells are kept as they come, so that the command goes on where it was stopped.
 """
 
 import argparse
@@ -168,7 +168,8 @@ def table(store: dict[str, Any]) -> str:
 def about() -> dict[str, Any]:
     import onnxruntime
 
-    names = [line.partition(":")[2].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     processor = f"{names[0] if names else 'unknown processor'}, {os.cpu_count()} cores"
     processor += f", {torch.backends.cpu.get_cpu_capability()}"
     return {"processor": processor, "torch": torch.__version__, "onnxruntime": onnxruntime.__version__}
@@ -180,7 +181,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=[c for c in COLUMNS if c != "custom"])
     parser.add_argument("--threads", nargs="+", type=int, choices=(1, 2), default=[1, 2])
     parser.add_argument("--seconds", type=float, default=6.0, help="per cell, both sides together")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: of one thread, for a busy machine")
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: of one thread, for a busy machine"
+    )
     parser.add_argument("--files", type=Path, help="a folder that keeps the ONNX files for the next call")
     parser.add_argument("--again", action="store_true", help="measure cells anew that are there already")
     parser.add_argument("--write", action="store_true", help="measure nothing, write the page")

@@ -51,7 +51,7 @@ def parse() -> tuple[dict[str, str], list[str]]:
         ConfigError: a value is not allowed.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="run=, format=, out=, masks=, custom_operator=")
+    parser.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="run=, format=, out=, masks=, ...")
     words = parser.parse_args().settings
     given = dict(word.partition("=")[::2] for word in words)
     own = {key: value for key, value in given.items() if key in OWN}

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from drconv.errors import ConfigError, ExportError
-from drconv.export.native import onnxruntime_library
 from drconv.export.layers import ExportedGuide, exported, kept_masks
+from drconv.export.native import onnxruntime_library
 from drconv.nn import kernels
 from drconv.nn.fusion import fuse_for_inference
 
@@ -130,7 +130,9 @@ def compare(network: nn.Module, path: Path, example: Tensor, options: Any = None
         for batch in (pictures[:1], pictures[1:]):
             ours, theirs = network.eval()(batch), torch.from_numpy(session.run(["output"], {"image": batch.numpy()})[0])
             if ours.shape != theirs.shape:
-                raise ExportError(f"onnxruntime gives {tuple(theirs.shape)} for {tuple(batch.shape)}, PyTorch {tuple(ours.shape)}")
+                raise ExportError(
+                    f"onnxruntime gives {tuple(theirs.shape)} for {tuple(batch.shape)}, PyTorch {tuple(ours.shape)}"
+                )
             difference, size = ((ours - theirs).flatten(1).abs(), ours.flatten(1).abs())
             errors += (difference.amax(1) / size.amax(1).clamp(min=1e-30)).tolist()
     network.train(was_training)

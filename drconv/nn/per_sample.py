@@ -52,9 +52,7 @@ def _multiply(x: Tensor, weight: Tensor, stride: Pair) -> Tensor:
     return torch.bmm(matrix, x.flatten(2)).unflatten(2, (height, width))
 
 
-def _multiply_patches(
-    x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, groups: int
-) -> Tensor:
+def _multiply_patches(x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Tensor:
     """For exporters: they know no convolution whose number of groups depends on the batch."""
     height, width = (
         (x.shape[axis + 2] + 2 * padding[axis] - dilation[axis] * (weight.shape[axis + 3] - 1) - 1) // stride[axis] + 1
