@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from drconv.config import Config
 from drconv.config_check import validate
 from drconv.errors import ConfigError, RunFolderError, StoppedError
+from drconv.experiment_name import name_experiment
 from drconv.messages import choices_of, exit_with, one_line
 from drconv.results.identity import FREE_KEYS, FREE_RUNTIME
 
@@ -100,6 +101,7 @@ def typed(raw: DictConfig) -> Config:
         for override in HydraConfig.get().overrides.task:
             if override.startswith(("+", "~")):
                 raise ConfigError(f"{override}: keys cannot be added or removed; write {override.lstrip('+~')}")
+    name_experiment(config)
     if config.run is None:
         config.run = str(Path(config.outputs) / run_name(config))
     validate(config)
@@ -154,8 +156,8 @@ def run_name(config: Config) -> str:
     hydra_config = HydraConfig.get()
     choices = hydra_config.runtime.choices
     named = ["experiment"]
-    if choices.get("experiment"):
-        name = str(choices["experiment"])
+    if config.experiment.id:
+        name = config.experiment.id
     else:
         named += ["model", "data", "recipe"]
         name = f"{choices['model']}/{config.data.name}"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from drconv.config import CondConvConfig, Config, DRConvConfig
 from drconv.errors import ConfigError
+from drconv.paths import CONFIGS
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "model.stem": ("auto", "imagenet", "small"),
     "model.conv": ("standard", "drconv", "condconv", "local", "deformable"),

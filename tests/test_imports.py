@@ -31,8 +31,21 @@ def test_operator_imports_torch_and_the_standard_library_alone(path: Path) -> No
 
 
 @pytest.mark.parametrize("path", PACKAGE, ids=lambda p: str(p.relative_to(ROOT)))
-def test_library_never_imports_networks(path: Path) -> None:
-    assert not any(name.split(".")[0] in {"models", "train", "eval"} for name in imported_modules(path))
+def test_library_never_imports_networks_and_commands_are_imported_by_nobody(path: Path) -> None:
+    names = imported_modules(path)
+    assert not any(name.split(".")[0] in {"models", "drconv_models", "train", "eval"} for name in names)
+    if "commands" in path.parts:
+        return
+    assert path.name == "__main__.py" or not any(name.startswith("drconv.commands") for name in names)
+    assert not any(f'"{name}"' in path.read_text() for name in ("models", "drconv_models"))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "models").rglob("*.py")), ids=lambda p: p.name)
+def test_networks_do_not_depend_on_their_name(path: Path) -> None:
+    """The folder is ``models`` in a checkout and ``drconv_models`` where installed: it imports itself relatively."""
+    tree = ast.walk(ast.parse(path.read_text()))
+    absolute = [node.module or "" for node in tree if isinstance(node, ast.ImportFrom) and not node.level]
+    assert not any(name.split(".")[0] in {"models", "drconv_models"} for name in absolute)
 
 
 def test_layers_point_one_way() -> None:
@@ -50,5 +63,5 @@ def test_layers_point_one_way() -> None:
 
 
 def test_command_line_starts_without_torch() -> None:
-    code = "import sys, drconv.cli, drconv.config_check; sys.exit('torch' in sys.modules)"
+    code = "import sys, drconv.commands.tables, drconv.commands.train; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

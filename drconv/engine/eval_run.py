@@ -15,7 +15,7 @@ from drconv.engine.run import Run, headline
 from drconv.engine.state import place
 from drconv.errors import ConfigError, WeightsError
 from drconv.files import file_hash
-from drconv.results.record import circumstances, evaluation_record, write_json
+from drconv.results.make_record import circumstances, evaluation_record, write_json
 
 
 class EvalRun(Run):

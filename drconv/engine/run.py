@@ -18,7 +18,7 @@ from drconv.engine.run_folder import RunFolder
 from drconv.engine.trainer import Trainer
 from drconv.errors import ConfigError
 from drconv.nn.cost import count_cost
-from drconv.results.record import circumstances, run_record, write_json
+from drconv.results.make_record import circumstances, run_record, write_json
 
 KERNEL = "DRCONV_KERNEL"
 
