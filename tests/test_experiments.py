@@ -15,11 +15,10 @@ from omegaconf import open_dict
 
 import train
 from drconv import count_cost
-from drconv.cli import typed
 from drconv.commands.cost import load_model_config
+from drconv.compose import name_experiment, typed
 from drconv.config import Config, DRConvConfig, ModelConfig
 from drconv.config_check import validate
-from drconv.experiment_name import name_experiment
 from drconv.nn import PRINTED_FORM, DRConv2d, Guide
 from drconv.results.decisions import find_decisions
 from drconv.results.experiments import Experiments

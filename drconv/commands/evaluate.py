@@ -3,7 +3,8 @@
 In a checkout ``python eval.py`` is the same.
 """
 
-from drconv.cli import command, config_of_run
+from drconv.cli import command
+from drconv.compose import config_of_run
 from drconv.config import Config
 from drconv.paths import CONFIGS
 
@@ -18,14 +19,14 @@ def evaluate(config: Config) -> float:
 def worker(config: Config) -> float:
     """One rank of an evaluation, from data to record."""
     from drconv.commands.networks import create_model
-    from drconv.engine.data import Data
     from drconv.engine.eval_run import EvalRun
-    from drconv.tasks import build_task
+    from drconv.tasks import find_task
 
     with EvalRun(config) as run:
-        data = Data(config)
-        network = create_model(config.model, data.num_classes, config.data.image_size)
-        task = build_task(config, network)
+        data = run.load_data()
+        facts = data.evaluation_facts
+        network = create_model(config.model, facts.num_outputs, facts.input_size)
+        task = find_task(config.task)(network, config, facts)
         metrics = run.evaluate(task, data)
         return run.record(metrics)
 

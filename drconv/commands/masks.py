@@ -13,17 +13,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from drconv.cli import config_of_run
 from drconv.commands.networks import create_model
+from drconv.compose import config_of_run
 from drconv.config import Config
-from drconv.data import build_dataset, prepare
+from drconv.data import prepare
 from drconv.data.decode import read_picture
-from drconv.data.transforms import EvalTransform
-from drconv.engine.checkpoint import load_weights
 from drconv.engine.run_folder import RunFolder
 from drconv.errors import ConfigError, RunFolderError
 from drconv.figures.masks import choose_masks, compute_masks, draw_figure
 from drconv.messages import exit_with
+from drconv.tasks.classification import build_dataset
+from drconv.tasks.classification.transforms import EvalTransform
+from drconv.weights import load_weights
 
 
 def main() -> None:
@@ -80,7 +81,7 @@ def load_network(config: Config) -> torch.nn.Module:
 def read_pictures(paths: list[Path], config: Config) -> Tensor:
     """Files as the network sees them in evaluation: uint8 (B, 3, S, S)."""
     transform = EvalTransform(config.data)
-    return torch.stack([transform(read_picture(path), 0) for path in paths])
+    return torch.stack([transform.cut(read_picture(path)) for path in paths])
 
 
 def choose_pictures(config: Config, count: int) -> Tensor:
