@@ -26,7 +26,7 @@ assert not {"torch", "models"} & sys.modules.keys()
 run("drconv cost shufflenetv2_0.25x")
 run("drconv train experiment=small/inside/regions_2 data=digits data.holdout=0 runtime.dry_run=true recipe.steps=2"
     " recipe.epochs=null recipe.batch_size=8 recipe.schedule.warmup_steps=1 runtime.workers=0 runtime.device=cpu")
-import drconv_models, timm
+import drconv_models.timm_registry, timm
 network = timm.create_model("drconv_shufflenetv2_x0_5", num_classes=3)
 assert type(network).__module__ == "drconv_models.shufflenetv2"
 assert "models" not in sys.modules
