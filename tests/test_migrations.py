@@ -17,7 +17,7 @@ from drconv.compose import as_yaml, load_config
 from drconv.config import Config
 from drconv.engine.trainer import Trainer
 from drconv.files import file_hash
-from drconv.results.records import read_record
+from drconv.results.read_records import read_record
 
 ROOT = Path(__file__).parents[1]
 RECORDS = sorted((ROOT / "results" / "runs").glob("*.json"))
