@@ -5,7 +5,7 @@ from pathlib import Path
 
 from drconv.files import replace_file
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance_gpu.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "performance_gpu.md"
 
 
 def _pattern(name: str) -> re.Pattern[str]:
@@ -32,3 +32,4 @@ def write_block(name: str, text: str, page: Path = PAGE) -> None:
     """
     read_block(name, page)
     replace_file(page, _pattern(name).sub(lambda found: found[1] + text + found[3], page.read_text()))
+    print(f"written {page.name}, part {name}")
