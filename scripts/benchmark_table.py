@@ -33,9 +33,9 @@ from drconv.export import export_onnx  # noqa: E402
 from drconv.export.onnx import session_options  # noqa: E402
 from drconv.files import replace_file  # noqa: E402
 from drconv.nn import fuse_for_inference  # noqa: E402
+from scripts.benchmarking.generated import write_block  # noqa: E402
 from scripts.benchmarking.memory import peak_memory  # noqa: E402
 from scripts.benchmarking.sides import NETWORKS, build, image, inference, training_step  # noqa: E402
-from scripts.benchmarking.generated import write_block  # noqa: E402
 
 STORE = ROOT / "results" / "performance.json"
 PAGE = ROOT / "docs" / "performance.md"
