@@ -151,6 +151,8 @@ class DRConv2d(FilterBank):
         if x.dim() == 3:
             logits = guide.unsqueeze(0) if guide is not None and guide.dim() == 3 else guide
             return DRConv2d.forward(self, x.unsqueeze(0), logits)[0]
+        if x.dim() != 4:
+            raise ValueError(f"the input is {tuple(x.shape)}; DRConv2d takes (B, C, H, W) or (C, H, W)")
         source = self.guide if guide is None else guide
         if source is None:
             raise RuntimeError(
