@@ -39,7 +39,7 @@ def test_a_failed_build_says_why_and_leaves_nothing(tmp_path: Path) -> None:
     def fail(library: Path) -> list[str]:
         return ["sh", "-c", f"echo note; touch {library}; echo 'a.cpp:1: fatal error: no such header' >&2; exit 1"]
 
-    with pytest.raises(OSError, match="^a.cpp:1: fatal error: no such header$"):
+    with pytest.raises(OSError, match=r"^a\.cpp:1: fatal error: no such header$"):
         build.find_or_build("kernel", fail)
     assert [path.name for path in (tmp_path / "cache" / "drconv" / "kernel").iterdir()] == ["flock"]
     assert build.find_or_build("kernel", write).exists()

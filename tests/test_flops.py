@@ -48,9 +48,9 @@ def test_forward_and_backward(kernel: str, kernel_size: int) -> None:
     of_scale = 2 * B * P * M if kernel == "torch" else 0  # its sums over a region's pixels are a matrix product
     assert backward([x, weight, logits, scale], run) == (M + 1) * one + of_scale  # Eq. 7 needs all responses
     logits.requires_grad_(False)
-    assert backward([x, weight], run) == 2 * one
+    assert backward([x, weight, scale], run) == 2 * one + of_scale
     weight.requires_grad_(False)
-    assert backward([x], run) == one
+    assert backward([x, scale], run) == one + of_scale
 
 
 def test_compiled_operators_count_alike() -> None:

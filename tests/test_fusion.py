@@ -241,7 +241,7 @@ def broken(case: str) -> nn.Module:
 def test_an_error_leaves_everything_as_it_was(case: str) -> None:
     network = broken(case)
     before, names = copy.deepcopy(network.state_dict()), [type(module) for module in network.modules()]
-    with pytest.raises(ValueError, match="do not fit|cannot be traced"):
+    with pytest.raises(ValueError, match=r"do not fit|cannot be traced"):
         fuse_for_inference(network)
     assert [type(module) for module in network.modules()] == names
     assert all(parameter.requires_grad for parameter in network.parameters())

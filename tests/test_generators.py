@@ -139,7 +139,7 @@ def test_filters_changed_before_backward_are_noticed(options: dict, is_plain: bo
     y = layer(x)
     with torch.no_grad():
         layer.weight.mul_(2)
-    with pytest.raises(RuntimeError, match="modified (by an )?inplace"):
+    with pytest.raises(RuntimeError, match=r"modified (by an )?inplace"):
         y.sum().backward()
     y, kept = layer(x), layer.weight
     layer.weight = nn.Parameter(torch.zeros_like(kept))

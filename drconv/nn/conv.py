@@ -78,6 +78,9 @@ class DRConv2d(FilterBank):
         ValueError: an option is unknown, out of its range, or contradicts another.
     """
 
+    weight: nn.Parameter
+    filter_bias: nn.Parameter | None
+    bias: nn.Parameter | None
     relu_limit: float | None = None  # upper end of a ReLU on the output; set by fuse_for_inference
 
     def __init__(

@@ -102,6 +102,7 @@ def _compile(command: Command, library: Path, lock: IO[str]) -> None:
         guarded,
         pass_fds=[lock.fileno()],
         start_new_session=True,
+        env={name: value for name, value in os.environ.items() if name != "LD_PRELOAD"},  # such as a sanitizer's
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -49,7 +49,8 @@ def _run(kernel: Kernel, tensors: list[Tensor]) -> list[Tensor]:
     device = tensors[0].device.type
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
         leaves = [tensor.clone().requires_grad_() for tensor in tensors[:4]]
-        output = kernel(*leaves, _GEOMETRY)
+        x, weight, logits, scale = leaves
+        output = kernel(x, weight, logits, scale, _GEOMETRY)
         gradients = torch.autograd.grad(output, leaves, tensors[4].clone())
         return [output.detach(), *gradients]
 
