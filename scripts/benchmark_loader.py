@@ -13,6 +13,7 @@ import json
 import os
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -28,9 +29,12 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from drconv.config import AugmentConfig, DataConfig
-from drconv.data import build_dataset, train_loader
+from drconv.data import train_loader
 from drconv.data.index import scan_class_folders
+from drconv.tasks.classification import build_dataset
 
 BATCH_SIZE = 64
 JITTER = 0.4

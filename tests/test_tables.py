@@ -16,17 +16,17 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import nn
 
-import drconv.cli  # noqa: F401, registers the schema
+import drconv.compose  # noqa: F401, registers the schema
 from drconv.config import Config
-from drconv.engine.checkpoint import save_weights
 from drconv.engine.run_folder import RunFolder
+from drconv.identity import config_hash, select_binding
 from drconv.results.check import find_problems
 from drconv.results.collect import collect, find_results
-from drconv.results.identity import config_hash, select_binding
-from drconv.results.record import circumstances, run_record, write_json
-from drconv.results.records import RecordError
+from drconv.results.make_record import circumstances, run_record, write_json
+from drconv.results.read_records import RecordError
 from drconv.results.render import render_pages
 from drconv.results.tables import load_sources, make_tables
+from drconv.weights import save_weights
 
 ROOT = Path(__file__).parents[1]
 PLAIN = "small/imagenette/shufflenetv2_0.5x"
@@ -44,7 +44,7 @@ def root(tmp_path: Path) -> Path:
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "results").mkdir()
     (tmp_path / "docs").mkdir()
-    for name in ("paper.yaml", "comparisons.yaml"):
+    for name in ("paper.yaml", "comparisons.yaml", "costs.yaml"):
         shutil.copy(ROOT / "results" / name, tmp_path / "results" / name)
     (tmp_path / "README.md").write_text("# Title\n\n<!-- tables:begin -->\n<!-- tables:end -->\n")
     (tmp_path / "docs" / "evidence.md").write_text(EVIDENCE)
@@ -67,6 +67,7 @@ def compose_config(id: str, overrides: tuple[str, ...]) -> Config:
         raw = compose("train", overrides=[f"experiment={id}", "data.root=/somewhere/set", *overrides])
     config = OmegaConf.to_object(raw)
     assert isinstance(config, Config)
+    config.experiment.id, config.experiment.same_as = id, None
     return config
 
 
@@ -82,6 +83,7 @@ def make_run(root: Path, id: str, seed: int, top1: float, *overrides: str) -> Pa
     metrics = {"top1": top1, "top5": 99.0, "loss": 1.25, "samples": 3925}
     train = {"loss": 1.1, "top1": top1 + 3, "lr": 0.0}
     entries = [{"step": steps, "split": "train", **train}, {"step": steps, "split": "val", **metrics}]
+    metrics = {f"val/{name}": value for name, value in metrics.items()}
     folder.metrics.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
     details: dict[str, Any] = {
         "steps": steps,
@@ -142,6 +144,41 @@ def test_comparison_by_hand(root: Path) -> None:
     assert page.read_text().startswith("# Words of a person\n")
     assert page.read_text().endswith("\n\nMore words.\n")
     assert f"../results/runs/{DRCONV.replace('/', '__')}-seed7-" in ours[9]
+
+
+def test_a_shared_run_is_in_both_rows_and_changed_ones_in_one(root: Path) -> None:
+    own, changed = "table1/drconv_shufflenetv2_0.5x", "model.drconv.filter_sharing=0.5"
+    make_run(root, own, 0, 67.0)
+    make_run(root, "ablation/regions/m1", 0, 60.0)
+    make_run(root, own, 0, 50.0, changed)
+    make_run(root, "fig4/drconv_shufflenetv2_0.5x", 1, 68.0)  # as recorded before rows could share a run
+    record_all(root)
+    assert problems_of(root) == []
+    tables = make_tables(load_sources(root))
+    for name, row in (("regions", "ablation/regions/m8"), ("figure4", "fig4/drconv_shufflenetv2_0.5x")):
+        (cells,) = [cells for cells in tables[name].rows if str(cells[0]).startswith(f"`{row}`")]
+        assert cells[0] == f"`{row}` (the run of `{own}`)"
+        assert cells[1] == "67.50 ± 0.71 (2 seeds)"
+    assert tables["regions"].rows[3][:3] == [f"`ablation/regions/m8` (the run of `{own}`)", cells[1], "+7.00 (1 pair)"]
+    shown = [str(cells[0]) for cells in tables["table1"].rows]
+    assert f"`drconv_shufflenetv2_0.5x` with `{changed}`" in shown
+
+
+def test_cost_is_shown_without_a_run(root: Path) -> None:
+    cells = row_of(root / "results" / "README.md", "drconv_shufflenetv2_0.5x")
+    assert cells[2:8] == ["not run", "-", "46M", "44.8M", "43.1M", "2.19M"]
+    assert row_of(root / "README.md", "mobilenetv2_1.0x")[3:5] == ["300M", "300.8M"]
+    (root / "results" / "costs.yaml").unlink()
+    assert any("has no cost of table1/drconv_shufflenetv2_0.5x" in problem for problem in problems_of(root))
+
+
+def test_a_folder_of_records_alone_has_a_page(tmp_path: Path) -> None:
+    make_run(tmp_path, PLAIN, 0, 77.0)
+    record_all(tmp_path)
+    assert problems_of(tmp_path) == []
+    page = tmp_path / "results" / "README.md"
+    assert "77.00 (1 seed)" in page.read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs", "results"]
 
 
 def test_changed_settings_are_a_row_of_their_own(root: Path) -> None:
@@ -206,7 +243,7 @@ def test_missing_record_is_caught(root: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda content: content["metrics"].update(top1=79.0), "top1 is 79.0 here and 77.0"),
+        (lambda content: content["metrics"].update({"val/top1": 79.0}), "top1 is 79.0 here and 77.0"),
         (lambda content: content.update(seed=3), "seed=3, but config.seed=0"),
         (lambda content: content["config"]["recipe"]["optimizer"].update(lr=0.5), "config_hash is not that of config"),
         (lambda content: content["experiment"].update(id=DRCONV), "experiment differs from config.experiment"),
@@ -216,7 +253,7 @@ def test_missing_record_is_caught(root: Path) -> None:
         (lambda content: content.update(metrics=[1.0]), "lacks metrics"),
         (lambda content: content.update(metrics={}), "has no metric"),
         (lambda content: content["config"].pop("experiment"), "lacks config.experiment"),
-        (lambda content: content["metrics"].update(loss=None), "has no number for its metric loss"),
+        (lambda content: content["metrics"].update({"val/loss": None}), "has no number for its metric val/loss"),
         (lambda content: content["train"].update(top1=99.0), "train.top1 is 99.0 here and 80.0"),
         (lambda content: content.update(wall_time_s=1.0), "wall_time_s differs from that of"),
         (lambda content: content["cost"].update(multiply_adds=1), "cost differs from that of"),
@@ -285,7 +322,7 @@ def test_a_repeated_run_must_give_the_recorded_number(root: Path) -> None:
     shutil.copytree(folder, again)
     edit(again / "result.json", lambda content: content.update(wall_time_s=1.0, date="2000-01-01 00:00 UTC"))
     assert find_problems(root, load_sources(root), [again]) == []
-    edit(again / "result.json", lambda content: content["metrics"].update(top1=1.0))
+    edit(again / "result.json", lambda content: content["metrics"].update({"val/top1": 1.0}))
     assert find_problems(root, load_sources(root), [folder, again]) == []
     (problem,) = find_problems(root, load_sources(root), [again])
     assert "metrics differs from that of" in problem
