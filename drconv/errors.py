@@ -21,6 +21,10 @@ class WeightsError(UserError):
     """A weights file is damaged or belongs to another network."""
 
 
+class ExportError(UserError):
+    """What was exported computes something else than the network, or cannot be built."""
+
+
 class NonFiniteLossError(UserError):
     """The loss became infinite or not a number."""
 

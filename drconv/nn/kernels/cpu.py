@@ -2,7 +2,7 @@
 
 1x1 convolutions with stride 1 and one group, in fp32 or fp64, in either memory format; the rest is left to ``torch``.
 ``cpu_common.h`` holds the inner loop, ``cpu_forward.h`` and ``cpu_backward.h`` the two directions, ``cpu.cpp`` the
-operators, ``cpu_operators.py`` their registration. The measurements behind them are in ``docs/performance.md``.
+operators, ``cpu_operators.py`` their registration. The measurements behind them are in ``docs/performance_details.md``.
 """
 
 import functools
