@@ -21,6 +21,7 @@ from drconv.config_check import validate
 from drconv.errors import ConfigError, RunFolderError, StoppedError
 from drconv.messages import choices_of, exit_with, one_line
 from drconv.results.identity import FREE_KEYS, FREE_RUNTIME
+from drconv.stored_yaml import read_stored_yaml
 
 ConfigStore.instance().store("schema", Config)
 
@@ -140,10 +141,10 @@ def load_config(folder: Path) -> Config:
     if not stored.exists():
         raise RunFolderError(f"run={folder} holds no config.yaml; give the folder that training printed")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(stored))
+        merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(read_stored_yaml(stored)))
         config = OmegaConf.to_object(merged)
     except Exception as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise RunFolderError(f"{stored} does not fit this version: {reason}") from None
     assert isinstance(config, Config)
     return config

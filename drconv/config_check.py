@@ -10,6 +10,7 @@ from pathlib import Path
 
 from drconv.config import CondConvConfig, Config, DRConvConfig
 from drconv.errors import ConfigError
+from drconv.world import num_ranks
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CHOICES: dict[str, tuple[str | None, ...]] = {
@@ -184,7 +185,7 @@ def _length_and_schedule(config: Config) -> Iterator[str]:
 
 def _batch(config: Config) -> Iterator[str]:
     batch, accumulate = config.recipe.batch_size, config.runtime.accumulate
-    ranks = int(os.environ.get("WORLD_SIZE", config.runtime.devices))
+    ranks = num_ranks(config)
     parts = ranks * accumulate
     if parts > 0 and batch % parts:
         nearest = max(1, round(batch / parts)) * parts

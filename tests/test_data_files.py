@@ -102,6 +102,8 @@ def test_packed_names_come_back(groups: list[list[str]]) -> None:
 def test_stored_index_is_used_until_the_folder_changes(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tree / "train"
     fresh = scan_class_folders(folder)
+    assert "train: 1 files without a picture's ending are passed over (1 .txt)" in caplog.text
+    caplog.clear()
     save_index(fresh)
     assert sorted(os.listdir(tree)) == ["train", "train.index.npz", "val"]
     stored = load_index(folder)

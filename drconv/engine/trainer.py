@@ -90,9 +90,11 @@ class Trainer:
             self._wandb.finish(summary, exit_code)
 
     def _resume(self) -> None:
-        if not self.folder.resume.exists():
+        if not self.folder.has_state:
             return
-        saved = load_resume(self.folder.resume, self.device)
+        saved, warning = load_resume(self.folder.resume, self.device)
+        if warning and distributed.is_main():
+            print(warning, flush=True)
         if saved["data"] != distributed.on_main(lambda: self.data.fingerprints):
             if self.config.overwrite:
                 distributed.on_main(lambda: self.folder.renew(self.config))
