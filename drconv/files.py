@@ -7,8 +7,9 @@ import math
 import os
 import secrets
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 TEMPORARY = ".{name}.{number}.tmp"
 MAX_JSON = 2**28  # bytes; the largest record so far has 60 kB
@@ -63,7 +64,7 @@ def sync_folder(folder: Path) -> None:
             os.close(number)
 
 
-def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     """Opens a regular file for reading.
 
     Raises:
@@ -73,7 +74,7 @@ def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
     if not stat.S_ISREG(os.fstat(number).st_mode):
         os.close(number)
         raise OSError("not a regular file")
-    return os.fdopen(number, "rb")
+    return open(number, "rb")
 
 
 def append_line(path: Path, line: bytes) -> None:

@@ -17,7 +17,7 @@ from drconv.errors import StoppedError, UserError, printable
 
 DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM),
-    *(errno.EROFS, errno.ENOENT, errno.ENAMETOOLONG, errno.ENOTDIR),
+    *(errno.EROFS, errno.ENOENT, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO),
 )
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from drconv.errors import DataError
+from drconv.errors import DataError, printable
 from drconv.files import open_regular
 
 # Pillow's names of the formats that docs/data.md promises. Whatever its name says, a file is opened as one of these or
@@ -36,7 +36,8 @@ def read_picture(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> 
                 raise ValueError(f"{width} x {height} pixels, and data.max_pixels allows {max_pixels}")
             pixels = _rgb(picture)
     except Exception as error:  # Pillow raises nearly anything on broken bytes, from SyntaxError to struct.error
-        message = f"cannot decode {path} ({_reason(error)}); repair or remove it, or set data.broken=skip"
+        name = printable(os.fspath(path))
+        message = f"cannot decode {name} ({_reason(error)}); repair or remove it, or set data.broken=skip"
         raise DataError(message) from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
 

@@ -1,6 +1,5 @@
-"""Weights in safetensors, resume states that load with ``weights_only=True``; both replaced atomically."""
+"""Resume states: with a checksum, loaded with ``weights_only=True``, replaced atomically, the last two kept."""
 
-import difflib
 import hashlib
 import io
 import os
@@ -9,42 +8,14 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor, nn
 
-from drconv.errors import RunFolderError, WeightsError
+from drconv.errors import RunFolderError
 from drconv.files import keep_copy, open_regular, replace_file
+from drconv.migrations import SCHEMA, migrate_resume
 
-RESUME_KEYS = ("state", "data", "interval", "interval_steps", "last_entry")
+RESUME_KEYS = ("state", "data", "log")
 CHECKSUM = b"sha256 "  # then 64 hexadecimal digits: the comment of the zip archive that torch.save writes
 STATE_KEYS = ("step", "elapsed_s", "task", "optimizer", "scaler", "ema")
-
-
-def save_weights(path: Path, network: nn.Module, metadata: dict[str, str]) -> None:
-    """Saves all parameters and buffers."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    replace_file(path, save(tensors, metadata=metadata))
-
-
-def load_weights(path: Path, network: nn.Module) -> None:
-    """Loads a safetensors file that must hold exactly the network's parameters and buffers.
-
-    Raises:
-        WeightsError: damaged file; missing or unexpected names; a shape that differs.
-    """
-    if not path.exists():
-        raise WeightsError(f"weights={path} is missing; give an existing file, or train with overwrite=true")
-    try:
-        open_regular(path).close()
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"weights={path} cannot be read ({error}); is it a complete safetensors file?") from None
-    expected = network.state_dict()
-    if problem := _difference(expected, tensors):
-        raise WeightsError(f"weights={path} do not fit the network: {problem}; check model=")
-    network.load_state_dict(tensors)
 
 
 def previous_state(path: Path) -> Path:
@@ -55,7 +26,7 @@ def previous_state(path: Path) -> Path:
 def save_resume(path: Path, state: dict[str, Any]) -> None:
     """Saves tensors, numbers, strings, lists and dictionaries with a checksum; the state before stays beside it."""
     buffer = io.BytesIO()  # in memory first: torch words a full disk as an error of its own archive
-    torch.save(state, buffer)
+    torch.save({"schema": SCHEMA, **state}, buffer)
     content = bytearray(buffer.getbuffer())
     digest = hashlib.sha256(content).hexdigest().encode()
     content[-2:] = (len(CHECKSUM) + len(digest)).to_bytes(2, "little")  # torch writes no comment: it ends with a 0
@@ -90,7 +61,7 @@ def _load_state(path: Path, device: torch.device) -> dict[str, Any]:
     try:
         with open_regular(path) as file:
             _check_sum(file)
-            saved = torch.load(file, map_location=device, weights_only=True)
+            saved = migrate_resume(torch.load(file, map_location=device, weights_only=True))
         missing = [key for key in RESUME_KEYS if key not in saved] + [k for k in STATE_KEYS if k not in saved["state"]]
     except Exception as error:  # torch raises many kinds for a truncated or foreign file
         reason = (str(error).strip() or "no details").split("\n")[0][:120]
@@ -123,26 +94,3 @@ def _check_sum(file: IO[bytes]) -> None:
     if digest.hexdigest().encode() != comment[len(CHECKSUM) :]:
         raise ValueError("its sha256 differs")
     file.seek(0)
-
-
-def _difference(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
-    missing = [name for name in expected if name not in found]
-    unexpected = [name for name in found if name not in expected]
-    shapes = [
-        f"{name} is {tuple(found[name].shape)}, the network's is {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in found and found[name].shape != tensor.shape
-    ]
-    parts = []
-    if missing:
-        near = difflib.get_close_matches(missing[0], unexpected, n=1)
-        parts.append(f"missing {_some(missing)}" + (f" (near: {near[0]})" if near else ""))
-    if unexpected:
-        parts.append(f"unexpected {_some(unexpected)}")
-    if shapes:
-        parts.append(_some(shapes))
-    return "; ".join(parts)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

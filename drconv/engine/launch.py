@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 from drconv.config import Config
+from drconv.console import outlast_readers
 from drconv.engine.run_folder import RunFolder
 from drconv.errors import RunFolderError, StoppedError, UserError
 from drconv.messages import one_line
@@ -32,6 +33,7 @@ def launch(worker: Callable[[Config], Any], config: Config) -> Any:
     configuration that was composed once: ranks that compose for themselves can disagree.
     """
     set_threads(config)
+    outlast_readers()
     if is_started_elsewhere(config) or config.runtime.devices == 1:
         return worker(config)
     from torch.distributed.elastic.multiprocessing import SignalException
@@ -131,6 +133,7 @@ def threads_per_rank(config: Config) -> int:
 
 def _rank(worker: Callable[[Config], Any], config: Config, parent: int) -> Any:
     """A rank that raises ends the others; torch's wrapper around this function hands its error on to the parent."""
+    outlast_readers()
     try:
         return worker(config)
     except Exception as error:

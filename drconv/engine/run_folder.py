@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
-from drconv.cli import as_yaml, load_config
+from drconv.compose import as_yaml, load_config
 from drconv.config import Config
 from drconv.errors import RunFolderError
 from drconv.files import read_json, remove_leftovers, replace_file
