@@ -10,7 +10,7 @@ import torch
 from drconv import distributed
 from drconv.compose import as_yaml
 from drconv.config import Config
-from drconv.config_check import steps_of_run
+from drconv.config_check import length_warnings, steps_of_run
 from drconv.engine.data import Data
 from drconv.engine.ranks import Ranks
 from drconv.engine.run_folder import RunFolder
@@ -82,6 +82,8 @@ class Run:
             f"{distributed.world_size()} x {self.device.type}, lr {config.recipe.optimizer.lr} "
             f"({config.recipe.schedule.name}), {config.runtime.precision}"
         )
+        for warning in length_warnings(config, steps):
+            print(f"warning: {warning}")
         if not config.runtime.dry_run:
             print(f"folder: {self.folder.path}")
         print(as_yaml(config), flush=True)

@@ -12,7 +12,7 @@ from drconv.compose import as_yaml, load_config
 from drconv.config import Config
 from drconv.errors import RunFolderError
 from drconv.files import read_json, remove_leftovers, replace_file
-from drconv.results.identity import config_hash, select_binding
+from drconv.identity import config_hash, select_binding
 
 LOCK = "lock"
 REPAIR = "overwrite=true starts the run again and keeps the old folder under another name"

@@ -8,10 +8,11 @@ from dataclasses import asdict
 from typing import Any, NoReturn
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from drconv import distributed
 from drconv.config import Config
-from drconv.config_check import steps_of_run
+from drconv.config_check import length_problems, steps_of_run
 from drconv.engine.batchnorm import reestimate_batchnorm
 from drconv.engine.checkpoint import load_resume, save_resume
 from drconv.engine.data import Data
@@ -21,11 +22,12 @@ from drconv.engine.signals import StopSignals
 from drconv.engine.state import TrainState
 from drconv.engine.step import StepLog, train_step
 from drconv.engine.training_log import TrainingLog
-from drconv.errors import NonFiniteLossError, RunFolderError, StoppedError
+from drconv.errors import ConfigError, NonFiniteLossError, RunFolderError, StoppedError
+from drconv.identity import select_binding
 from drconv.interfaces import Batch, Task
 from drconv.results import provenance
-from drconv.results.identity import select_binding
 
+SETTLED_STEPS = 100  # after which running averages of momentum 0.1 have forgotten their start
 FIRST_LOSS_TOLERANCE = 0.2  # share of the expected first loss within which the first one should lie
 
 
@@ -37,6 +39,8 @@ class Trainer:
         self.data = data
         self.folder = folder
         self.num_steps = steps_of_run(config, len(data.train))
+        for problem in length_problems(config, self.num_steps):
+            raise ConfigError(problem)
         self.device = device
         self.state = TrainState(config, task, device)
         self.log = TrainingLog(config, self.num_steps, device)
@@ -150,10 +154,18 @@ class Trainer:
 
     def _reestimate_batchnorm(self) -> None:
         num_batches = self.config.recipe.bn_reestimation_steps
+        if not num_batches and self.num_steps < SETTLED_STEPS and distributed.is_main() and self._has_batchnorm():
+            self.log.progress.say(
+                f"hint: in {self.num_steps} steps the running averages of batch norms lag behind the weights, and "
+                f"evaluation uses them; recipe.bn_reestimation_steps=20 measures them again at the end"
+            )
         if num_batches:
             for task in self.state.evaluated().values():
                 batches = self.data.train_batches(self.num_steps, self.num_steps + num_batches)
                 reestimate_batchnorm(task, self._until_stopped(batches, num_batches), self.config, self.device)
+
+    def _has_batchnorm(self) -> bool:
+        return any(isinstance(module, _BatchNorm) for module in self.state.task.modules())
 
     def save(self) -> None:
         """Replaces the resume state; a failure on rank 0 is raised on all ranks."""
