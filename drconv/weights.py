@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from drconv.errors import WeightsError
 from drconv.files import open_regular, replace_file
 
-OUTPUT_NAMES = "output_names"  # in the metadata of a weights file, as JSON
+ABOUT = "drconv"  # the key of a weights file's metadata; one alone, since safetensors orders several as it likes
+OUTPUT_NAMES = "output_names"  # in the JSON under that key
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,10 @@ class LoadReport:
         return "; ".join(parts)
 
 
-def save_weights(path: Path, network: nn.Module, metadata: dict[str, str]) -> None:
-    """Saves all parameters and buffers."""
+def save_weights(path: Path, network: nn.Module, about: dict[str, Any]) -> None:
+    """Saves all parameters and buffers, and what is to be known about them; the same input gives the same bytes."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    replace_file(path, save(tensors, metadata=metadata))
+    replace_file(path, save(tensors, metadata={ABOUT: json.dumps(about, sort_keys=True)}))
 
 
 def load_weights(path: Path, network: nn.Module) -> None:
@@ -94,10 +95,10 @@ def output_names(path: Path) -> list[str]:
         WeightsError: missing or damaged file.
     """
     with _open(path) as file:
-        stored = (file.metadata() or {}).get(OUTPUT_NAMES, "[]")
+        stored = (file.metadata() or {}).get(ABOUT, "{}")
     try:
-        names = json.loads(stored)
-    except (ValueError, RecursionError):
+        names = json.loads(stored).get(OUTPUT_NAMES, [])
+    except (ValueError, RecursionError, AttributeError):
         names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise WeightsError(f"weights={path} has {OUTPUT_NAMES} that are no list of names; is it one of this program's?")

@@ -13,7 +13,7 @@ from drconv.errors import DataError
 from drconv.interfaces import Batch, Dataset, SampleKey
 
 _GRACE_S = 30  # how long a loader process outlives SIGTERM
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Loader:
@@ -48,6 +48,13 @@ class Loader:
             # own.
             message = str(error).strip().splitlines()[-1].split("DataError: ")[-1]
             raise DataError(message) from None
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DataError(
+                f"a loader process ended ({str(error).splitlines()[0]}); was memory short? lower runtime.workers; the "
+                f"same command continues"
+            ) from None
 
     def close(self) -> None:
         """Ends the loader processes."""
@@ -132,12 +139,13 @@ def eval_loader(
 
 
 def _answer_signals(worker: int) -> None:
-    """A cluster's SIGTERM and a terminal's Ctrl-C reach all processes of a job; the training process answers them.
+    """SIGTERM of a cluster, Ctrl-C and the end of a terminal reach all processes of a job; the training one answers.
 
     Loader processes work on while it saves, and end with it; left alone, they end by themselves.
     """
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_GRACE_S))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
 

@@ -1,6 +1,5 @@
 """One training run from its opening to its record: ranks, folder, first lines, result."""
 
-import json
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -111,10 +110,10 @@ class Run:
     def _write(self, trainer: Trainer, metrics: dict[str, dict[str, float]]) -> dict[str, Any]:
         config, state = self.config, trainer.state
         self.folder.check_owned()
-        metadata = {"steps": str(state.step), OUTPUT_NAMES: json.dumps(state.task.facts.output_names)}
+        about = {"steps": state.step, OUTPUT_NAMES: state.task.facts.output_names}
         weights = {kind: self.folder.weights(kind) for kind in metrics}
         for kind, task in state.evaluated().items():
-            save_weights(weights[kind], task.network, metadata)
+            save_weights(weights[kind], task.network, about)
         cost = state.task.cost()
         details = {
             "steps": state.step,

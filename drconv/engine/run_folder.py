@@ -193,7 +193,7 @@ class RunFolder:
         try:
             self.compare(config)
             saved, _ = load_resume(self.resume, torch.device("cpu"))
-            self.compare_keys(saved.get("config", binding_keys(config)), config)
+            self.compare_keys(select_binding(saved.get("config", asdict(config))), config)
         except RunFolderError:
             return False
         return True
