@@ -32,6 +32,14 @@ class WeightsError(UserError):
     """A weights file is damaged or belongs to another network."""
 
 
+def of_lost_loader(error: BaseException) -> DataError | None:
+    """The error of a user for a loader process that was killed: torch raises its own wherever the run happens to be."""
+    if not isinstance(error, RuntimeError) or "DataLoader worker" not in str(error):
+        return None
+    reason = " ".join(str(error).splitlines()[0].split())
+    return DataError(f"{reason} Was memory short? Lower runtime.workers; the same command continues")
+
+
 class NonFiniteLossError(UserError):
     """The loss became infinite or not a number."""
 

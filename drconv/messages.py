@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from drconv.config import Config
 from drconv.config_check import CONFIGS
-from drconv.errors import StoppedError, UserError, printable
+from drconv.errors import StoppedError, UserError, of_lost_loader, printable
 
 DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM),
@@ -38,6 +38,7 @@ def one_line(error: BaseException) -> str | None:
 
 
 def _worded(error: BaseException) -> str | None:
+    error = of_lost_loader(error) or error
     if isinstance(error, UserError) or (isinstance(error, FileNotFoundError) and error.errno is None):
         return str(error)  # a FileNotFoundError without a number is one of ours, with the expected tree
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:

@@ -48,13 +48,6 @@ class Loader:
             # own.
             message = str(error).strip().splitlines()[-1].split("DataError: ")[-1]
             raise DataError(message) from None
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise DataError(
-                f"a loader process ended ({str(error).splitlines()[0]}); was memory short? lower runtime.workers; the "
-                f"same command continues"
-            ) from None
 
     def close(self) -> None:
         """Ends the loader processes."""

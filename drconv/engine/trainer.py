@@ -22,7 +22,7 @@ from drconv.engine.signals import StopSignals
 from drconv.engine.state import TrainState
 from drconv.engine.step import StepLog, train_step
 from drconv.engine.training_log import TrainingLog
-from drconv.errors import ConfigError, DataError, NonFiniteLossError, RunFolderError, StoppedError
+from drconv.errors import ConfigError, NonFiniteLossError, RunFolderError, StoppedError, of_lost_loader
 from drconv.identity import select_binding
 from drconv.interfaces import Batch, Task
 from drconv.results import provenance
@@ -69,7 +69,7 @@ class Trainer:
                 return self.evaluate()
         except BaseException as error:
             self.log.close({}, exit_code=1)
-            if isinstance(error, DataError) and self._signals.received is not None:
+            if of_lost_loader(error) and self._signals.received is not None:
                 raise StoppedError(  # loader processes that outlive SIGTERM by half a minute end by themselves
                     f"stopped by {self._signals.received.name} while waiting for a batch; the last state saved is "
                     f"kept, the same command continues"
