@@ -44,7 +44,10 @@ def keep_copy(path: Path, copy: Path) -> None:
     except OSError:  # file systems without hard links
         os.replace(path, copy)
         return
-    os.replace(temporary, copy)
+    try:
+        os.replace(temporary, copy)
+    finally:
+        temporary.unlink(missing_ok=True)  # of two names of one file a rename leaves both
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -28,6 +28,7 @@ from drconv.engine.checkpoint import load_resume, previous_state, save_resume
 from drconv.engine.metrics_log import MetricsLog
 from drconv.engine.run_folder import RunFolder
 from drconv.errors import DataError, RunFolderError, UserError, WeightsError, printable
+from drconv.files import keep_copy, replace_file
 from drconv.messages import one_line
 from drconv.migrations import SCHEMA
 from drconv.stored_yaml import read_stored_yaml
@@ -162,6 +163,18 @@ def test_states_without_a_checksum_are_read(tmp_path: Path) -> None:
     (tmp_path / "resume.pt").write_bytes(content)
     with pytest.raises(RunFolderError, match="checksum"):
         load_resume(tmp_path / "resume.pt", torch.device("cpu"))
+
+
+def test_a_copy_is_kept_again_and_again(tmp_path: Path) -> None:
+    """Also where the last save failed, so that both names are of one file."""
+    path = tmp_path / "resume.pt"
+    keep_copy(path, previous_state(path))
+    path.write_text("1")
+    for _ in range(2):
+        keep_copy(path, previous_state(path))
+        assert sorted(file.name for file in tmp_path.iterdir()) == ["resume.previous.pt", "resume.pt"]
+    replace_file(path, "2")
+    assert previous_state(path).read_text() == "1"
 
 
 def entry(step: int, split: str = "train") -> dict:
