@@ -49,6 +49,12 @@ def config_of_run(arguments: list[str]) -> Config | None:
     stored = load_config(Path(given["run"]))
     if "weights" not in given:
         stored.weights = None  # those that the run started from
+    module = stored.task.module
+    if module is not None and "task.module" not in given:
+        raise ConfigError(
+            f"run={given['run']} names a module that would be imported, and a stored configuration starts no code: "
+            f"add task.module={module} if you trust it"
+        )
     others = [migrate_override(argument) for argument in arguments if not argument.startswith("run=")]
     overrides = OmegaConf.from_dotlist(others)
     try:
