@@ -10,7 +10,7 @@ from drconv.nn import DRConv2d
 from drconv.nn.functional import region_conv2d
 
 KERNELS = ("reference", "torch", "cpu")
-B, M, C, O, S = 2, 4, 8, 6, 5
+B, M, C, OUT, S = 2, 4, 8, 6, 5
 
 
 def guides() -> dict[str, Tensor]:
@@ -34,12 +34,12 @@ def gradients(kernel: str, x: Tensor, weight: Tensor, guide: Tensor) -> tuple[Te
 def test_guides_at_their_ends(name: str, kernel: str) -> None:
     """Eq. 4 and 7 in float64, position by position; the filters of a region without a pixel have no gradient."""
     generator = torch.Generator().manual_seed(1)
-    x, weight = torch.randn(B, C, S, S, generator=generator), torch.randn(1, M, O, C, 1, 1, generator=generator)
+    x, weight = torch.randn(B, C, S, S, generator=generator), torch.randn(1, M, OUT, C, 1, 1, generator=generator)
     guide = guides()[name]
     output, _, grad_weight, grad_guide = gradients(kernel, x, weight, guide)
     candidates = torch.einsum("bchw,moc->bmohw", x.double(), weight[0, :, :, :, 0, 0].double())
     mask = guide.argmax(1)
-    expected = candidates.gather(1, mask[:, None, None].expand(B, 1, O, S, S))[:, 0]
+    expected = candidates.gather(1, mask[:, None, None].expand(B, 1, OUT, S, S))[:, 0]
     torch.testing.assert_close(output.double(), expected, rtol=1e-4, atol=1e-5)
     grad_output = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view_as(expected)
     soft = guide.double().softmax(1)
@@ -58,7 +58,7 @@ def test_pictures_at_their_ends(content: str, kernel: str, monkeypatch: pytest.M
     """A layer in training and in bf16: finite outputs and gradients."""
     monkeypatch.setenv("DRCONV_KERNEL", kernel)
     torch.manual_seed(0)
-    layer = DRConv2d(C, O, 1, regions=M)
+    layer = DRConv2d(C, OUT, 1, regions=M)
     value = {"constant": 3.0, "huge": 1e6, "zero": 0.0, "denormal": 1e-39}[content]
     for dtype in (torch.float32, torch.bfloat16):
         layer.zero_grad()
