@@ -7,6 +7,7 @@ Prints a table in Markdown; ``--log FILE`` keeps a line of JSON for each fault, 
 """
 
 import argparse
+import importlib
 import json
 import shutil
 import signal
@@ -22,10 +23,16 @@ from tests.faults.kinds import FINISHED, KINDS, Trial
 from tests.faults.process import ROOT, Training
 
 RUN = [
-    *("model=drconv_shufflenetv2_0.25x", "recipe.epochs=null", "recipe.steps=12", "recipe.batch_size=8"),
+    *("model=drconv_shufflenetv2_0.25x", "recipe.epochs=null", "recipe.steps=8", "recipe.batch_size=8"),
     *("recipe.schedule.warmup_steps=2", "recipe.ema_decay=0.9", "data.fraction=0.1", "data.holdout=0.02"),
-    *("logging.every=2", "logging.eval_every=5", "logging.checkpoint_every=3", "logging.wandb=disabled"),
-    *("runtime.workers=0", "runtime.threads=1", "runtime.device=cpu"),
+    *("logging.every=2", "logging.eval_every=3", "logging.checkpoint_every=2", "logging.wandb=disabled"),
+    *("runtime.workers=0", "runtime.threads=1", "runtime.device=cpu", "logging.region_usage=false"),
+]
+MODULES = [
+    *("train", "eval", "models", "timm", "torchvision", "PIL.Image", "safetensors.torch", "hydra", "torch.onnx"),
+    *("models.shufflenetv2", "torch.utils.data", "torch.optim.swa_utils", "torch.nn.parallel", "numpy.typing"),
+    *("drconv.tasks.classification", "drconv.engine.run", "drconv.engine.trainer", "drconv.engine.dry_run"),
+    *("drconv.nn.kernels.cpu", "antlr4", "torch.utils.flop_counter"),
 ]
 RESTARTS = 4  # after a fault, until the run is finished
 
@@ -74,13 +81,8 @@ def main() -> int:
 def load_everything() -> None:
     """Imports what a training uses, so that the forked ones need not; nothing is computed in this process."""
     sys.path.insert(0, str(ROOT))
-    import hydra  # noqa: F401
-    import torch
-
-    import models  # noqa: F401
-    import train  # noqa: F401
-
-    torch.set_num_threads(1)
+    for module in MODULES:
+        importlib.import_module(module)
 
 
 def undisturbed(command: list[str], folder: Path) -> tuple[Outcome, float]:
