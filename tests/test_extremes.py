@@ -55,12 +55,12 @@ def test_guides_at_their_ends(name: str, kernel: str) -> None:
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("content", ["constant", "huge", "zero", "denormal"])
 def test_pictures_at_their_ends(content: str, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A layer in training and in bf16: finite outputs and gradients."""
+    """A layer in training, in bf16 too where the kernel has it: finite outputs and gradients."""
     monkeypatch.setenv("DRCONV_KERNEL", kernel)
     torch.manual_seed(0)
     layer = DRConv2d(C, OUT, 1, regions=M)
     value = {"constant": 3.0, "huge": 1e6, "zero": 0.0, "denormal": 1e-39}[content]
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32,) if kernel == "cpu" else (torch.float32, torch.bfloat16):
         layer.zero_grad()
         x = torch.full((B, C, S, S), value, requires_grad=True)
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
