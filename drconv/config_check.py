@@ -11,10 +11,10 @@ from pathlib import Path
 from drconv.config import Config, TaskConfig
 from drconv.config_ranges import range_problems
 from drconv.errors import ConfigError
+from drconv.paths import CONFIGS
 from drconv.tasks.registry import TASKS, find_entry
 from drconv.world import num_ranks
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "model.stem": ("auto", "imagenet", "small"),
     "model.conv": ("standard", "drconv", "condconv", "local", "deformable"),

@@ -29,7 +29,17 @@ RUN = [
     *("runtime.workers=0", "runtime.threads=1", "runtime.device=cpu", "logging.region_usage=false"),
 ]
 MODULES = [
-    *("train", "eval", "models", "timm", "torchvision", "PIL.Image", "safetensors.torch", "hydra", "torch.onnx"),
+    *(
+        "drconv.commands.train",
+        "drconv.commands.networks",
+        "models",
+        "timm",
+        "torchvision",
+        "PIL.Image",
+        "safetensors.torch",
+        "hydra",
+        "torch.onnx",
+    ),
     *("models.shufflenetv2", "torch.utils.data", "torch.optim.swa_utils", "torch.nn.parallel", "numpy.typing"),
     *("drconv.tasks.classification", "drconv.engine.run", "drconv.engine.trainer", "drconv.engine.dry_run"),
     *("drconv.nn.kernels.cpu", "antlr4", "torch.utils.flop_counter"),

@@ -114,10 +114,9 @@ def _become_training(overrides: Sequence[str], output: Path, prepare: Callable[[
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         sys.argv = ["train.py", *overrides]
         prepare()
-        import train
-        from drconv.cli import command
+        from drconv.commands.train import main
 
-        command(train.train, train.CONFIGS)()
+        main()
         code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
