@@ -15,7 +15,7 @@ TEMPORARY = ".{name}.{number}.tmp"
 MAX_JSON = 2**28  # bytes; the largest record so far has 60 kB
 
 
-def replace_file(path: Path, content: bytes | str) -> None:
+def replace_file(path: Path, content: bytes | memoryview | str) -> None:
     """Writes under a temporary name, then renames: a crash or a full disk leaves the former file as it was.
 
     The temporary file is a new one with a drawn name: a link that somebody put in its place is not followed.

@@ -27,11 +27,11 @@ def save_resume(path: Path, state: dict[str, Any]) -> None:
     """Saves tensors, numbers, strings, lists and dictionaries with a checksum; the state before stays beside it."""
     buffer = io.BytesIO()  # in memory first: torch words a full disk as an error of its own archive
     torch.save({"schema": SCHEMA, **state}, buffer)
-    content = bytearray(buffer.getbuffer())
-    digest = hashlib.sha256(content).hexdigest().encode()
-    content[-2:] = (len(CHECKSUM) + len(digest)).to_bytes(2, "little")  # torch writes no comment: it ends with a 0
+    digest = hashlib.sha256(buffer.getbuffer()).hexdigest().encode()
+    buffer.seek(-2, os.SEEK_END)  # the comment's length: torch writes none
+    buffer.write((len(CHECKSUM) + len(digest)).to_bytes(2, "little") + CHECKSUM + digest)
     keep_copy(path, previous_state(path))
-    replace_file(path, bytes(content + CHECKSUM + digest))
+    replace_file(path, buffer.getbuffer())
 
 
 def load_resume(path: Path, device: torch.device) -> tuple[dict[str, Any], str | None]:

@@ -8,7 +8,8 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
@@ -38,17 +39,27 @@ def launch(worker: Callable[[Config], Any], config: Config) -> Any:
         return worker(config)
     from torch.distributed.elastic.multiprocessing import SignalException
 
-    handlers = {number: signal.getsignal(number) for number in HANDLED}
     try:
-        with TemporaryDirectory(prefix="drconv-") as private:  # readable by its owner alone
+        # A folder that its owner alone can read.
+        with _own_handlers(), TemporaryDirectory(prefix="drconv-") as private:
             return _start_and_wait(worker, config, Path(private))
     except SignalException as error:
         raise StoppedError(
             f"stopped by {error.sigval.name}; {_what_is_saved(RunFolder(Path(str(config.run))))}"
         ) from None
-    finally:  # a sweep runs its jobs in one process
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _own_handlers() -> Iterator[None]:
+    """torch's launcher answers signals for as long as the ranks run: a sweep runs its jobs in one process."""
+    in_main = threading.current_thread() is threading.main_thread()  # others cannot set handlers
+    former = {number: signal.getsignal(number) for number in HANDLED} if in_main else {}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            if handler is not None:
+                signal.signal(number, handler)
 
 
 def _start_and_wait(worker: Callable[[Config], Any], config: Config, private: Path) -> Any:

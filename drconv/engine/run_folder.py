@@ -12,7 +12,8 @@ from drconv.compose import as_yaml, load_config
 from drconv.config import Config
 from drconv.errors import RunFolderError
 from drconv.files import read_json, remove_leftovers, replace_file
-from drconv.identity import config_hash, select_binding
+from drconv.identity import select_binding
+from drconv.migrations import migrate_config
 
 LOCK = "lock"
 REPAIR = "overwrite=true starts the run again and keeps the old folder under another name"
@@ -81,15 +82,16 @@ class RunFolder:
     def compare(self, config: Config) -> None:
         """Raises a RunFolderError that names the keys in which the folder's configuration differs, if there are any.
 
-        Without its ``config.yaml`` a finished run is known by the hash in its record. The configuration in a resume
-        state is compared when that is loaded (``compare_keys``).
+        Without its ``config.yaml`` a finished run is known by its record. The configuration in a resume state is
+        compared when that is loaded (``compare_keys``).
         """
         if (self.path / "config.yaml").exists():
             self.compare_keys(binding_keys(load_config(self.path)), config)
         elif self.result.exists():
-            recorded, here = self.read_result().get("config_hash"), config_hash(binding_keys(config))
-            if recorded is not None and recorded != here:
-                self._refuse(f"config.yaml is gone, the record has hash {str(recorded)[:8]}, this is {here[:8]}")
+            result = self.read_result()
+            if isinstance(result.get("config"), dict):
+                recorded = migrate_config(result["config"], result.get("schema", 1))
+                self.compare_keys(select_binding(recorded), config)
 
     def compare_keys(self, old: dict[str, Any], config: Config) -> None:
         """As ``compare``, with the keys that were stored."""
