@@ -21,9 +21,7 @@ def no_extension(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(cpu, "is_available", cpu._load.__wrapped__)
 
 
-def test_missing_compiler_is_one_line_with_the_remedy(
-    no_extension: None, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_missing_compiler_is_one_line_with_the_remedy(no_extension: None, caplog: pytest.LogCaptureFixture) -> None:
     problem = random_problem(dtype=torch.float32)
     arguments = (*problem.tensors(), problem.geometry())
     with caplog.at_level(logging.WARNING, logger=cpu.__name__):
