@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from drconv.results.identity import select_binding
+from drconv.identity import select_binding
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast
 
@@ -56,7 +56,7 @@ def compose_experiment(configs: Path, id: str) -> dict[str, Any]:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    import drconv.cli  # noqa: F401, registers the schema
+    import drconv.compose  # noqa: F401, registers the schema
 
     with initialize_config_dir(str(configs), version_base="1.3"):
         config: Any = OmegaConf.to_object(compose("train", overrides=[f"experiment={id}"]))
