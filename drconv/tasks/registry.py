@@ -62,6 +62,12 @@ TASKS: dict[str, TaskEntry] = {
         Headline("val/top1", "top-1", "%"),
         ("val/top1", "val/top5", "val/loss", "val/samples", "val/skipped"),
     ),
+    "identification": TaskEntry(
+        "drconv.tasks.identification",
+        "Identification",
+        Headline("gallery/rank1", "rank-1", "%"),
+        ("gallery/rank1*", "*/accuracy*", "*/std", "*/worst_fold", "*/threshold_*", "*/tar_*", "*/trials"),
+    ),
 }
 
 

@@ -12,7 +12,6 @@ multiplied by their number, because the data-parallel wrapper of the backbone di
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -49,7 +48,7 @@ class MarginHead(nn.Module):
         self.kind, self.scale, self.margin = kind, scale, margin
         self.begin, self.end = slice_of(num_classes, distributed.rank(), distributed.world_size())
         whole = torch.randn(num_classes, embedding, generator=torch.Generator().manual_seed(seed))
-        self.weight = nn.Parameter(whole[self.begin : self.end].mul_(embedding**-0.5).clone())
+        self.weight = nn.Parameter(distributed.own_rows(whole) * embedding**-0.5)
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss over all ranks' samples, and what it consists of.
@@ -110,36 +109,23 @@ def _gather(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """All ranks' embeddings and labels in the order of the ranks."""
     if distributed.world_size() == 1:
         return embeddings, labels.long()
-    sizes = [torch.zeros(1, dtype=torch.long, device=labels.device) for _ in range(distributed.world_size())]
-    dist.all_gather(sizes, torch.tensor([len(labels)], device=labels.device))
-    counts = torch.cat(sizes).tolist()
-    return _Gather.apply(embeddings, counts), _all_rows(labels.long(), counts)
-
-
-def _all_rows(values: Tensor, counts: list[int]) -> Tensor:
-    """Rows of all ranks, ``counts`` of each; padded to the largest number on the way."""
-    most = max(counts)
-    padded = values.new_zeros(most, *values.shape[1:])
-    padded[: len(values)] = values
-    received = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(received, padded)
-    return torch.cat([part[:count] for part, count in zip(received, counts, strict=True)])
+    return _Gather.apply(embeddings), distributed.all_gather_rows(labels.long())
 
 
 class _Gather(torch.autograd.Function):
     """Rows of all ranks; the gradient is summed over the ranks and multiplied by their number."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, counts: list[int]) -> Tensor:
-        ctx.counts = counts
-        return _all_rows(values, counts)
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        parts = distributed.all_gather_tensors(values)
+        ctx.counts = [len(part) for part in parts]
+        return torch.cat(parts)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         total = distributed.all_reduce(gradient.clone())
-        begin = sum(ctx.counts[: distributed.rank()])
-        return total[begin : begin + ctx.counts[distributed.rank()]] * len(ctx.counts), None
+        return total.split(ctx.counts)[distributed.rank()] * len(ctx.counts)
 
 
 class _SplitCrossEntropy(torch.autograd.Function):
