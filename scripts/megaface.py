@@ -3,7 +3,7 @@
     python scripts/megaface.py run=outputs/... --probes facescrub --probe-list facescrub_features_list.json \
         --distractors megaface --distractor-list megaface_features_list.json_1000000_1 \
         --probe-noises facescrub_noises.txt --distractor-noises megaface_noises.txt --out results_1000000_1
-    python scripts/megaface.py --suffix _algo.bin --probes FEATURES --probe-list ... --distractors FEATURES ... --out ...
+    python scripts/megaface.py --suffix _algo.bin --probes FEATURES --probe-list ... --distractors FEATURES ...
 
 Both figures are given, raw and cleaned. Embeddings are kept in --cache: an interrupted run goes on. Lists are checked
 before anything is computed. --write-features writes the devkit's files, so that the official tool can check ours.
@@ -52,9 +52,8 @@ def main(arguments: list[str] | None = None) -> None:
         read_noises(file, entries.paths) if file else np.zeros(len(entries.paths), bool)
         for file, entries in zip((options.probe_noises, options.distractor_noises), lists, strict=True)
     ]
-    print(
-        f"noise lists meet {noises[0].sum()} of {len(noises[0])} probes and {noises[1].sum()} of {len(noises[1])} distractors"
-    )
+    met = [f"{noise.sum()} of {len(noise)}" for noise in noises]
+    print(f"noise lists meet {met[0]} probes and {met[1]} distractors")
     probes, distractors = (features_of(config, options, *pair) for pair in zip(folders, lists, strict=True))
     options.out.mkdir(parents=True, exist_ok=True)
     found = {"raw": evaluate(probes, lists[0].identities, distractors, options, "raw")}

@@ -2,10 +2,10 @@
 
 Faces: the nearest pictures of a gallery for each probe, as CSV and as a contact sheet, or the embeddings of a folder.
 
-    python scripts/predict.py run=outputs/... --probe FOLDER --gallery FOLDER --out matches.csv
-    python scripts/predict.py run=outputs/... --probe FOLDER --out embeddings.npz
+    python scripts/predict.py run=outputs/... probe=FOLDER gallery=FOLDER --out matches.csv
+    python scripts/predict.py run=outputs/... probe=FOLDER --out embeddings.npz
 
-Overrides stand beside run=, such as data.faces.window=[133,114] where the pictures are not cut like those of training.
+Overrides stand beside run= too, such as data.faces.window=[133,114] where the pictures are not cut like those of training.
 """
 
 import argparse
@@ -21,23 +21,32 @@ def main(arguments: list[str] | None = None) -> None:
     from drconv.errors import ConfigError
 
     options = parse_options(arguments)
-    config = config_of_run(options.settings)
+    folders, settings = split_settings(options.settings)
+    config = config_of_run(settings)
     if config is None:
         raise ConfigError("give run=<folder> of a finished run")
     tasks = {"identification": predict_faces}
     if config.task.name not in tasks:
         raise ConfigError(f"runs of task.name={config.task.name} cannot predict here; only {', '.join(tasks)} can")
-    tasks[config.task.name](config, options)
+    tasks[config.task.name](config, folders, options)
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="run=<folder>, and overrides")
-    parser.add_argument("--probe", type=Path, required=True, help="folder of pictures")
-    parser.add_argument("--gallery", type=Path, help="folder of pictures to search in")
+    parser.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="run=, probe=, gallery=, overrides")
     parser.add_argument("--count", type=int, default=5, help="gallery pictures for each probe")
     parser.add_argument("--out", type=Path, required=True, help=".csv with a gallery (and a .png beside it), else .npz")
     return parser.parse_args(arguments)
+
+
+def split_settings(settings: list[str]) -> tuple[dict[str, Path], list[str]]:
+    """The folders that ``probe=`` and ``gallery=`` name, and the other settings."""
+    folders = {}
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        if key in ("probe", "gallery"):
+            folders[key] = Path(value).expanduser()
+    return folders, [setting for setting in settings if setting.partition("=")[0] not in folders]
 
 
 def load_embedder(config):
@@ -55,7 +64,7 @@ def load_embedder(config):
     return Embedder(network, config, weights)
 
 
-def predict_faces(config, options: argparse.Namespace) -> None:
+def predict_faces(config, folders: dict[str, Path], options: argparse.Namespace) -> None:
     """Nearest pictures, or embeddings."""
     import numpy as np
 
@@ -63,11 +72,12 @@ def predict_faces(config, options: argparse.Namespace) -> None:
     from drconv.tasks.identification.embedder import contact_sheet, nearest, pictures_below, write_matches
     from drconv.tasks.identification.rank import normalise
 
-    wanted = ".npz" if options.gallery is None else ".csv"
+    if "probe" not in folders:
+        raise ConfigError("give probe=<folder of pictures>, and gallery=<folder> to search in")
+    has_gallery = "gallery" in folders
+    wanted = ".csv" if has_gallery else ".npz"
     if options.out.suffix != wanted:
-        raise ConfigError(
-            f"--out={options.out} must end in {wanted} {'with' if options.gallery else 'without'} a gallery"
-        )
+        raise ConfigError(f"--out={options.out} must end in {wanted} {'with' if has_gallery else 'without'} gallery=")
     embedder = load_embedder(config)
 
     def embedded(folder: Path) -> tuple[list[str], np.ndarray]:
@@ -76,19 +86,17 @@ def predict_faces(config, options: argparse.Namespace) -> None:
         rows = [embedder.pictures([folder / name for name in part]).cpu().numpy() for part in parts]
         return names, normalise(np.concatenate(rows), str(folder))
 
-    probes, features = embedded(options.probe)
-    if options.gallery is None:
+    probes, features = embedded(folders["probe"])
+    if not has_gallery:
         np.savez(options.out, names=np.array(probes), embeddings=features)
         print(f"{options.out}: {len(probes)} embeddings of {features.shape[1]} numbers")
         return
-    gallery, others = embedded(options.gallery)
+    gallery, others = embedded(folders["gallery"])
     order, scores = nearest(features, others, options.count)
     write_matches(options.out, probes, gallery, order, scores)
     sheet = options.out.with_suffix(".png")
-    paths = [
-        [folder / name for name in names] for folder, names in ((options.probe, probes), (options.gallery, gallery))
-    ]
-    contact_sheet(*paths, order, scores).save(sheet)
+    shown = [folders["probe"] / name for name in probes], [folders["gallery"] / name for name in gallery]
+    contact_sheet(*shown, order, scores).save(sheet)
     print(f"{options.out}, {sheet}: {len(probes)} probes, {len(gallery)} gallery pictures")
 
 
