@@ -5,7 +5,7 @@ Faces: the nearest pictures of a gallery for each probe, as CSV and as a contact
     python scripts/predict.py run=outputs/... probe=FOLDER gallery=FOLDER --out matches.csv
     python scripts/predict.py run=outputs/... probe=FOLDER --out embeddings.npz
 
-Overrides stand beside run= too, such as data.faces.window=[133,114] where the pictures are not cut like those of training.
+Overrides stand beside run= too: data.faces.window=[133,114] where the pictures are not cut like those of training.
 """
 
 import argparse

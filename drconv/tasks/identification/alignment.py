@@ -117,7 +117,7 @@ def align_folder(folder: Path, landmarks: Path, target: Path, size: tuple[int, i
 
 def _check_inside(points: Points, size: tuple[int, int]) -> None:
     centre = points.mean(0)
-    if not ((centre >= 0).all() and (centre < size).all()):
+    if np.isfinite(centre).all() and not ((centre >= 0).all() and (centre < size).all()):
         raise ValueError(f"the points lie outside the picture of {size[0]}x{size[1]}")
 
 

@@ -94,9 +94,7 @@ def check_unit(rows: NDArray[np.floating], name: str, first: int = 0) -> None:
     lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows))
     bad = ~np.isfinite(lengths)
     if bad.any():
-        raise DataError(
-            f"{name}: row {first + int(np.argmax(bad))} holds a number that is not finite; extract it again"
-        )
+        raise DataError(f"{name}: row {first + int(np.argmax(bad))} is not finite; extract it again")
     if len(lengths) and np.abs(lengths - 1).max() > 1e-3:
         raise DataError(
             f"{name}: rows must have length 1, found {lengths.min():.3g} to {lengths.max():.3g}; normalise them first"
@@ -162,7 +160,7 @@ def _group_maxima(probes: Tensor, distractors: Floats, group: int, first: int) -
     scores = probes.new_empty(group, len(probes))
     columns = probes.T
     for number in range(count):
-        rows = np.ascontiguousarray(distractors[number * group : (number + 1) * group])
+        rows = np.array(distractors[number * group : (number + 1) * group])
         check_unit(rows, "distractors", first + number * group)
         part = torch.mm(torch.from_numpy(rows), columns, out=scores[: len(rows)])
         torch.amax(part, 0, out=maxima[number])
