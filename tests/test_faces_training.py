@@ -11,7 +11,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 import eval as evaluation
 import train
@@ -79,7 +79,7 @@ def test_what_the_user_chooses_wins(faces: Callable[..., Config], tmp_path: Path
     ):
         with pytest.raises(ConfigError, match=message):
             faces("model=mobilefacenet", *wrong)
-    with pytest.raises(ConfigError, match="does not fit task.name=classification"):
+    with pytest.raises(ConfigError, match=r"does not fit task\.name=classification"):
         faces("model=shufflenetv2_0.5x", "data=face_folders", root)
 
 
@@ -167,7 +167,7 @@ def test_folders_are_checked_before_training(faces: Callable[..., Config], tmp_p
     with pytest.raises(FileNotFoundError, match=r"gone does not exist; expected .*<identity>/<picture>"):
         evaluation_faces(config.data)
     faces_of.held_out, faces_of.probes, faces_of.distractors = 0.0, "distractors", "train"
-    with pytest.raises(DataError, match="no identity of .* has two pictures"):
+    with pytest.raises(DataError, match=r"no identity of .* has two pictures"):
         evaluation_faces(config.data)
     (tmp_path / "train/000/0.jpg").write_bytes(b"broken")
     with pytest.raises(DataError, match=r"000/0\.jpg"):
@@ -185,3 +185,32 @@ def test_a_row_does_not_depend_on_its_batch() -> None:
     for size in (1, 4):
         parts = torch.cat([network(part) for part in images.split(size)])
         torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
+
+
+class Corners(nn.Module):
+    """An "embedding" of the four corners' brightness: says how a picture was mirrored."""
+
+    embedding_size = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, 0, [0, 0, -1, -1], [0, -1, 0, -1]]
+
+
+def test_the_mirror_is_upright(faces: Callable[..., Config], caplog: pytest.LogCaptureFixture) -> None:
+    config = faces("model=mobilefacenet", "data.faces.identities=8", "data.faces.flip_test=true")
+    dataset = evaluation_faces(config.data)["gallery"]
+    task = Identification(Corners(), config, Facts(1000, (112, 96)))
+    metric = task.new_metric(torch.device("cpu"), dataset)
+    image = torch.zeros(1, 3, 112, 96, dtype=torch.uint8)
+    image[..., 0, 0] = 255
+    task.evaluate({"image": image, "index": torch.tensor([0])}, metric)
+    assert (metric._plain[0] > 0).tolist() == [[True, False, False, False]]
+    assert (metric._mirrored[0] > 0).tolist() == [[False, True, False, False]]
+    assert "scale=16" not in caplog.text
+    config.task.identification.scale = 5
+    Identification(Corners(), config, Facts(1000, (112, 96)))
+    assert "scale=5 is too small for 1000 classes" in caplog.text

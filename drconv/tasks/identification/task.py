@@ -1,5 +1,7 @@
 """The task of Table 2: a margin softmax over the training identities, rank-1 and verification on others."""
 
+import logging
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,9 +14,11 @@ from drconv.errors import ConfigError, DataError
 from drconv.interfaces import Batch, Dataset, Facts, Outputs, Task
 from drconv.tasks.identification.data import Gallery, Pairs, evaluation_faces, train_faces
 from drconv.tasks.identification.head import MarginHead
-from drconv.tasks.identification.margins import expected_first_loss
+from drconv.tasks.identification.margins import expected_first_loss, least_scale
 from drconv.tasks.identification.rank import normalise, rank1
 from drconv.tasks.identification.verification import drawn_pairs, verify
+
+logger = logging.getLogger(__name__)
 
 DRAWN_PAIRS = 6000
 
@@ -84,6 +88,16 @@ class Embeddings:
         return torch.cat(distributed.all_gather_tensors(rows))[order].numpy()
 
 
+def _check_scale(scale: float, num_classes: int) -> None:
+    needed = least_scale(num_classes) if num_classes > 1 else 0.0
+    if scale < needed:
+        logger.warning(
+            "task.identification.scale=%g is too small for %d classes: the true class cannot reach a probability of "
+            "0.9 below %.1f",
+            *(scale, num_classes, needed),
+        )
+
+
 class Identification(Task[Embeddings]):
     """Batches hold ``image`` (B, 3, 112, 96) uint8 RGB, ``label`` (B) and ``index`` (B)."""
 
@@ -97,6 +111,7 @@ class Identification(Task[Embeddings]):
         self.data, self.channels_last = config.data, config.runtime.channels_last
         self.head: MarginHead | None = None
         if facts.num_outputs is not None:  # in eval.py there are no classes
+            _check_scale(options.scale, facts.num_outputs)
             self.head = MarginHead(
                 facts.num_outputs, width, options.margin_loss, options.scale, options.margin, config.seed
             )
