@@ -66,7 +66,10 @@ TASKS: dict[str, TaskEntry] = {
         "drconv.tasks.identification",
         "Identification",
         Headline("gallery/rank1", "rank-1", "%"),
-        ("gallery/rank1*", "*/accuracy*", "*/std", "*/worst_fold", "*/threshold_*", "*/tar_*", "*/trials"),
+        (
+            *("gallery/rank1*", "gallery/trials", "gallery/distractors", "*/accuracy*", "*/std", "*/worst_fold"),
+            *("*/threshold_*", "*/tar_*", "*/pairs"),
+        ),
     ),
 }
 

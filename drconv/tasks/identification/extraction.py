@@ -19,7 +19,7 @@ from drconv.errors import DataError
 from drconv.files import replace_file
 from drconv.tasks.identification.rank import Floats
 
-PART = 4096  # rows of a file
+PART = 1024  # rows of a file: what an interruption can lose
 
 
 def fingerprint_of(*parts: Any) -> str:
@@ -35,7 +35,7 @@ def extract(
     batch_size: int = 64,
     say: Callable[[str], None] = print,
 ) -> Floats:
-    """Embeddings (count, D) float32 as a memory map, from the cache where they are there.
+    """Embeddings (count, D) float32, from the cache where they are there.
 
     Args:
         embed: gives the embeddings (n, D) of a range of positions.

@@ -23,6 +23,7 @@ from drconv.errors import DataError
 
 Floats = NDArray[np.float32]
 _LEAST_GROUP = 64
+_BLOCK = 1 << 16  # rows that are normalised at once
 
 
 @dataclass(frozen=True)
@@ -107,12 +108,15 @@ def normalise(features: NDArray[np.floating], name: str = "features") -> Floats:
     Raises:
         DataError: a row is zero or not finite: zero rows would score 0 against everything.
     """
-    wide = np.ascontiguousarray(features, dtype=np.float64)
-    lengths = np.sqrt((wide * wide).sum(1))
-    bad = ~(np.isfinite(lengths) & (lengths > 0))
-    if bad.any():
-        raise DataError(f"{name}: row {int(np.argmax(bad))} is zero or not finite; extract it again")
-    return (wide / lengths[:, None]).astype(np.float32)
+    result = np.empty(features.shape, np.float32)
+    for start in range(0, len(features), _BLOCK):
+        wide = np.array(features[start : start + _BLOCK], dtype=np.float64)
+        lengths = np.sqrt((wide * wide).sum(1))
+        bad = ~(np.isfinite(lengths) & (lengths > 0))
+        if bad.any():
+            raise DataError(f"{name}: row {start + int(np.argmax(bad))} is zero or not finite; extract it again")
+        result[start : start + _BLOCK] = wide / lengths[:, None]
+    return result
 
 
 def dot(a: Floats, b: Floats) -> NDArray[np.float64]:
