@@ -157,7 +157,7 @@ def test_folders_are_checked_before_training(faces: Callable[..., Config], tmp_p
     chosen = ["model=mobilefacenet", "data=face_folders", f"data.root={tmp_path}"]
     config = faces(*chosen, "data.faces.held_out=0.4", "data.faces.distractors=distractors")
     train_set, gallery = train_faces(config.data), evaluation_faces(config.data)["gallery"]
-    assert (train_set.num_classes, len(train_set), len(gallery)) == (3, 6, 6)
+    assert (train_set.facts.num_outputs, len(train_set), len(gallery)) == (3, 6, 6)
     assert sorted(set(train_set.labels.tolist())) == [0, 1, 2]
     faces_of = config.data.faces
     faces_of.distractors = "train"

@@ -1,6 +1,6 @@
 """From the configuration to the training set and the evaluation sets of faces."""
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from pathlib import Path
 from random import Random
 
@@ -21,26 +21,38 @@ from drconv.tasks.identification.pictures import SIZE, DrawnSource, RecordSource
 TEST_IDENTITIES, DISTRACTORS = 10**6, 2 * 10**6  # first drawn identity of each
 
 
-class _Faces:
-    """What all sets of faces share: samples ``image`` uint8 (3, 112, 96) RGB, ``label``, ``index``."""
+class Faces(ABC):
+    """What all sets of faces share: samples ``image`` uint8 (3, 112, 96) RGB, ``label``, ``index``.
 
-    read: Callable[[int], Tensor]
-    labels: Tensor
-    num_classes: int | None = None
+    Args:
+        labels: integers (N,).
+        name: where the pictures come from, for messages.
+        config: the ``data`` section.
+        num_classes: identities to learn, or None.
+    """
 
-    def __init__(self, config: DataConfig) -> None:
+    def __init__(self, labels: Tensor, name: str, config: DataConfig, num_classes: int | None = None) -> None:
+        self.labels, self.name = labels, name
         self.window = config.faces.window
+        self.facts = Facts(num_classes, SIZE)
 
-    @property
-    def facts(self) -> Facts:
-        return Facts(self.num_classes, SIZE)
+    @abstractmethod
+    def read(self, position: int) -> Tensor:
+        """A picture, uint8 RGB (3, H, W)."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """One line for the log."""
+
+    @abstractmethod
+    def fingerprint(self) -> Fingerprint: ...
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, key: SampleKey) -> Sample:
         index, seed = key
-        picture = fit_face(self.read(index), self.window, f"picture {index} of {self.describe()}")
+        picture = fit_face(self.read(index), self.window, f"picture {index} of {self.name}")
         image = self.augment(picture, seed).contiguous()
         return {"image": image, "label": int(self.labels[index]), "index": index}
 
@@ -50,19 +62,18 @@ class _Faces:
     def collate(self, samples: list[Sample]) -> Batch:
         return default_collate(samples)
 
-    def describe(self) -> str:
-        raise NotImplementedError
 
-
-class TrainFaces(_Faces):
+class TrainFaces(Faces):
     """Faces with the number of their identity; mirrored with ``augment.flip``, shifted with ``augment.crop=pad``."""
 
     def __init__(self, source: Source, config: DataConfig) -> None:
-        super().__init__(config)
-        self.source, self.read, self.labels = source, source.read, source.labels
-        self.num_classes = len(source.classes)
+        super().__init__(source.labels, source.name, config, len(source.classes))
+        self.source = source
         self.flip = config.augment.flip
         self.padding = config.augment.crop_padding if config.augment.crop == "pad" else 0
+
+    def read(self, position: int) -> Tensor:
+        return self.source.read(position)
 
     def augment(self, image: Tensor, seed: int) -> Tensor:
         random = Random(seed)
@@ -73,17 +84,18 @@ class TrainFaces(_Faces):
         return image.flip(-1) if random.random() < self.flip else image
 
     def describe(self) -> str:
-        return f"{self.source.name}: {len(self):,} faces of {self.num_classes:,} identities"
+        return f"{self.name}: {len(self):,} faces of {self.facts.num_outputs:,} identities"
 
     def fingerprint(self) -> Fingerprint:
         return {**self.source.fingerprint(), "pictures": len(self)}
 
 
-class Gallery(_Faces):
+class Gallery(Faces):
     """Probes, then distractors; the label of a distractor is -1."""
 
     def __init__(self, probes: Source, distractors: Source, config: DataConfig) -> None:
-        super().__init__(config)
+        labels = torch.cat([probes.labels.long(), torch.full((len(distractors.labels),), -1)])
+        super().__init__(labels, f"{probes.name} and {distractors.name}", config)
         both = len(set(probes.classes) & set(distractors.classes)) if not isinstance(probes, DrawnSource) else 0
         if both:
             raise DataError(
@@ -92,11 +104,10 @@ class Gallery(_Faces):
             )
         self.probes, self.distractors = probes, distractors
         self.num_probes = len(probes.labels)
-        self.labels = torch.cat([probes.labels.long(), torch.full((len(distractors.labels),), -1)])
         if not (torch.bincount(probes.labels.long()) > 1).any():
             raise DataError(f"no identity of {probes.name} has two pictures, so there is no pair of probe and mate")
 
-    def read(self, position: int) -> Tensor:  # type: ignore[override]
+    def read(self, position: int) -> Tensor:
         if position < self.num_probes:
             return self.probes.read(position)
         return self.distractors.read(position - self.num_probes)
@@ -115,16 +126,15 @@ class Gallery(_Faces):
         return {"probes": self.probes.fingerprint(), "distractors": self.distractors.fingerprint()}
 
 
-class Pairs(_Faces):
+class Pairs(Faces):
     """A verification set; its pictures stay encoded until they are used."""
 
     def __init__(self, path: Path, config: DataConfig) -> None:
-        super().__init__(config)
         self.path = path
         self.pictures, self.same = read_pairs(path)
-        self.labels = torch.from_numpy(self.same).repeat_interleave(2)
+        super().__init__(torch.from_numpy(self.same).repeat_interleave(2), str(path), config)
 
-    def read(self, position: int) -> Tensor:  # type: ignore[override]
+    def read(self, position: int) -> Tensor:
         return decode_face(
             self.pictures[position], f"picture {position % 2 + 1} of pair {position // 2} of {self.path}"
         )
@@ -150,13 +160,13 @@ def train_faces(config: DataConfig) -> TrainFaces:
     return TrainFaces(_train_source(config), config)
 
 
-def evaluation_faces(config: DataConfig) -> dict[str, _Faces]:
+def evaluation_faces(config: DataConfig) -> dict[str, Faces]:
     """``gallery``, where there are probes, and each verification set by its file's name.
 
     Raises:
         ConfigError: there is neither.
     """
-    sets: dict[str, _Faces] = {}
+    sets: dict[str, Faces] = {}
     probes = _probes(config)
     if probes is not None:
         sets["gallery"] = Gallery(probes, _distractors(config), config)

@@ -68,17 +68,13 @@ class RecordSource:
         self.path = path
         self.index: FaceIndex = open_faces(path)
         self.reader = RecordReader(path)
-        self.num_classes = number_of_classes(path, self.index.labels)
+        self.classes = [str(number) for number in range(number_of_classes(path, self.index.labels))]
         self.labels = torch.from_numpy(self.index.labels)
 
     @property
     def name(self) -> str:
         index = self.index
         return f"{self.path} ({index.identities:,} identity records and {index.headers} header left out)"
-
-    @property
-    def classes(self) -> list[str]:
-        return [str(number) for number in range(self.num_classes)]
 
     def read(self, position: int) -> Tensor:
         offset = int(self.index.offsets[position])
