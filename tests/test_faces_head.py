@@ -9,9 +9,15 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from drconv import distributed
+from drconv.config import Config, GroupConfig
+from drconv.engine.state import TrainState
+from drconv.engine.step import train_step
 from drconv.errors import DataError
+from drconv.interfaces import Facts
 from drconv.tasks.identification.head import MarginHead, slice_of
 from drconv.tasks.identification.margins import apply_margin, expected_first_loss, least_scale
+from drconv.tasks.identification.task import Identification
 
 KINDS = [("am_softmax", 30.0, 0.35), ("cosface", 64.0, 0.4), ("arcface", 64.0, 0.5)]
 
@@ -170,6 +176,39 @@ def _three_steps(classes: int, kind: str, scale: float, margin: float, shares: l
     return {"losses": torch.stack(losses), "backbone": backbone.detach(), "head": head.weight.detach(), **watched}
 
 
+class Tiny(nn.Sequential):
+    """Faces (B, 3, 112, 96) to embeddings (B, 16); no batch norm, which would see a part of the batch."""
+
+    embedding_size = 16
+
+    def __init__(self) -> None:
+        torch.manual_seed(4)
+        super().__init__(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 16))
+
+
+def _engine_run(start: dict | None = None, stop: int = 6) -> dict:
+    """The engine's own state after so many steps of the task on 7 identities, batches of 12; collective."""
+    config = Config()
+    config.task.name = "identification"
+    config.data.mean, config.data.std = [127.5] * 3, [128.0] * 3
+    config.recipe.optimizer.lr, config.recipe.optimizer.weight_decay = 0.1, 4e-5
+    config.recipe.optimizer.groups = [GroupConfig(match="head.weight", weight_decay=4e-4)]
+    config.recipe.clip_norm = 5.0
+    state = TrainState(config, Identification(Tiny(), config, Facts(7, (112, 96))), torch.device("cpu"))
+    if start is not None:
+        state.load_state_dict(start)
+    ranks, rank = distributed.world_size(), distributed.rank()
+    own = slice(12 // ranks * rank, 12 // ranks * (rank + 1))
+    losses = []
+    while state.step < stop:
+        generator = torch.Generator().manual_seed(state.step)
+        images = torch.randint(256, (12, 3, 112, 96), generator=generator, dtype=torch.uint8)
+        labels = torch.randint(7, (12,), generator=generator)
+        batch = {"image": images[own], "label": labels[own], "index": torch.arange(12)[own]}
+        losses.append(train_step(state, iter([batch]), config, 6, torch.device("cpu")).means["loss"])
+    return {**state.state_dict(), "losses": torch.stack(losses)}
+
+
 def _rank(rank: int, ranks: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store{ranks}", rank=rank, world_size=ranks)
@@ -177,19 +216,31 @@ def _rank(rank: int, ranks: int, folder: str) -> None:
     shares[-1] += 12 - sum(shares)
     results = [_three_steps(*case, shares) for case in CASES]
     torch.save(results, f"{folder}/{ranks}-{rank}.pt")
+    halfway, whole = _engine_run(stop=3), _engine_run()
+    resumed = _engine_run(torch.load(f"{folder}/halfway.pt"))
+    if rank == 0:
+        torch.save({"halfway": halfway, "whole": whole, "resumed": resumed}, f"{folder}/engine{ranks}.pt")
     dist.destroy_process_group()
 
 
-def test_one_two_and_three_ranks_learn_the_same(tmp_path: Path) -> None:
-    """Uneven batches (5, 7 and 5, 3, 4), more ranks than classes, all labels on one rank."""
-    running = [mp.spawn(_rank, (ranks, str(tmp_path)), nprocs=ranks, join=False) for ranks in (2, 3)]
+@pytest.fixture(scope="module")
+def ranks_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two and three ranks computed, all in one start of five processes."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.save(_engine_run(stop=3), folder / "halfway.pt")
+    running = [mp.spawn(_rank, (ranks, str(folder)), nprocs=ranks, join=False) for ranks in (2, 3)]
     for processes in running:
         while not processes.join():
             pass
+    return folder
+
+
+def test_one_two_and_three_ranks_learn_the_same(ranks_folder: Path) -> None:
+    """Uneven batches (5, 7 and 5, 3, 4), more ranks than classes, all labels on one rank."""
     for number, case in enumerate(CASES):
         expected = _three_steps(*case, [12])
         for ranks in (2, 3):
-            found = [torch.load(tmp_path / f"{ranks}-{rank}.pt")[number] for rank in range(ranks)]
+            found = [torch.load(ranks_folder / f"{ranks}-{rank}.pt")[number] for rank in range(ranks)]
             whole = torch.cat([part["head"] for part in found])
             torch.testing.assert_close(whole, expected["head"], rtol=1e-4, atol=1e-5)
             for part in found:
@@ -198,3 +249,27 @@ def test_one_two_and_three_ranks_learn_the_same(tmp_path: Path) -> None:
                 torch.testing.assert_close(part["top1"], expected["top1"])
                 torch.testing.assert_close(part["other_cosine"], expected["other_cosine"], rtol=1e-4, atol=1e-5)
             assert not torch.equal(found[0]["head"], found[1]["head"])
+
+
+def test_runs_go_on_on_another_number_of_ranks(ranks_folder: Path) -> None:
+    """Losses, whole class weights and momentum; clipping on. From 1 to 2 and 3 ranks, and back to 1."""
+    expected = _engine_run()
+    assert expected["task"]["head.weight"].shape == (7, 16)
+    for ranks in (2, 3):
+        found = torch.load(ranks_folder / f"engine{ranks}.pt")
+        found["back"] = _engine_run(found["halfway"])
+        for kind in ("whole", "resumed", "back"):
+            count = len(found[kind]["losses"])
+            torch.testing.assert_close(found[kind]["losses"], expected["losses"][-count:], rtol=0, atol=1e-5)
+            for name, tensor in expected["task"].items():
+                torch.testing.assert_close(found[kind]["task"][name], tensor, rtol=0, atol=1e-5)
+            for place, moments in expected["optimizer"]["state"].items():
+                other = found[kind]["optimizer"]["state"][place]["momentum_buffer"]
+                torch.testing.assert_close(other, moments["momentum_buffer"], rtol=0, atol=1e-5)
+
+
+def test_a_head_of_other_classes_does_not_load() -> None:
+    saved = _engine_run(stop=1)
+    saved["task"]["head.weight"] = saved["task"]["head.weight"][:6]
+    with pytest.raises(RuntimeError, match=r"head\.weight"):
+        _engine_run(saved)

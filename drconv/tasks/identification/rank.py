@@ -199,6 +199,6 @@ def mate_scores(probes: Floats, identities: NDArray[np.int64]) -> list[tuple[NDA
     found = []
     for rows in np.split(order, starts[1:]):
         features = probes[rows]
-        scores = dot(features[:, None], features[None])
+        scores = np.stack([dot(feature[None], features) for feature in features])
         found.append((rows, scores[~np.eye(len(rows), dtype=bool)].reshape(len(rows), len(rows) - 1)))
     return found

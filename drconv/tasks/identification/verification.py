@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from drconv.errors import DataError
 
 THRESHOLDS = np.arange(0, 4, 0.01)
+_PAIRED = 4000  # pictures at most from which pairs are drawn: all pairs of them are looked at
 Doubles = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
@@ -80,7 +81,8 @@ def drawn_pairs(identities: NDArray[np.int64], most: int, seed: int = 0) -> tupl
         positions (n, 2) and whether a pair is of one identity (n,), the two kinds alternating so that folds hold both.
     """
     random = np.random.default_rng(seed)
-    rows, columns = np.triu_indices(len(identities), 1)
+    used = np.sort(random.permutation(len(identities))[:_PAIRED])
+    rows, columns = (used[index] for index in np.triu_indices(len(used), 1))
     same = identities[rows] == identities[columns]
     count = min(most // 2, int(same.sum()), int((~same).sum()))
     chosen = [random.permutation(np.flatnonzero(kind))[:count] for kind in (same, ~same)]
