@@ -48,6 +48,12 @@ def main(arguments: list[str] | None = None) -> None:
     folders = options.probes, options.distractors
     for folder, entries in zip(folders, lists, strict=True):
         check_files(folder, entries.paths, options.suffix or "")
+    named = [{folder / name for name in entries.paths} for folder, entries in zip(folders, lists, strict=True)]
+    both = named[0] & named[1]
+    if both:
+        raise ConfigError(
+            f"{len(both)} pictures are probe and distractor, such as {min(both)}; remove them from a list"
+        )
     noises = [
         read_noises(file, entries.paths) if file else np.zeros(len(entries.paths), bool)
         for file, entries in zip((options.probe_noises, options.distractor_noises), lists, strict=True)

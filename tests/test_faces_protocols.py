@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from drconv.errors import DataError
+from drconv.errors import ConfigError, DataError
 from drconv.tasks.identification.alignment import TEMPLATE, align, align_folder, similarity, template
 from drconv.tasks.identification.curves import cmc, ranks_and_rates, write_picture, write_result
 from drconv.tasks.identification.drawn import draw_face
@@ -35,6 +35,7 @@ from drconv.tasks.identification.pairs import read_pairs
 from drconv.tasks.identification.pictures import decode_face, fit_face
 from drconv.tasks.identification.rank import normalise, rank1
 from drconv.tasks.identification.verification import drawn_pairs, verify
+from scripts import megaface
 
 PICTURES = [bytes([200 + i, 10, 255]) for i in range(4)]
 
@@ -192,6 +193,42 @@ def test_lists_and_noises(tmp_path: Path) -> None:
         path.write_text(content)
         with pytest.raises(DataError, match=message):
             read_list(path)
+
+
+def test_rank_1_of_feature_files_raw_and_cleaned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The script from the devkit's files to its results, against a loop over pairs."""
+    random = np.random.default_rng(7)
+    probes = random.normal(size=(4, 6))[np.arange(12) // 3] + 0.7 * random.normal(size=(12, 6))
+    distractors = random.normal(size=(150, 6))
+    names = [f"p{i // 3}/{i}.jpg" for i in range(12)], [f"d/{i}.jpg" for i in range(150)]
+    for kind, rows, entries in zip(("probe", "distractor"), (probes, distractors), names, strict=True):
+        ids = [name.split("/")[0] for name in entries]
+        write_list(tmp_path / f"{kind}.json", entries, ids if kind == "probe" else None)
+        for name, row in zip(entries, rows, strict=True):
+            write_feature(tmp_path / f"{name}_x.bin", row)
+    (tmp_path / "noises.txt").write_text("".join(f"{i}.jpg\n" for i in range(0, 150, 2)))
+    common = ["--suffix", "_x.bin", "--curves", "--out", str(tmp_path / "out"), "--distractor-noises"]
+    common += [str(tmp_path / "noises.txt")]
+    for kind in ("probe", "distractor"):
+        common += [f"--{kind}s", str(tmp_path), f"--{kind}-list", str(tmp_path / f"{kind}.json")]
+    megaface.main(common)
+    found = json.loads((tmp_path / "out/rank1.json").read_text())
+    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (probes, distractors)]
+    for name, used in (("raw", unit[1]), ("cleaned", unit[1][1::2])):
+        hits = [
+            unit[0][i] @ unit[0][j] > (used @ unit[0][i]).max()
+            for i in range(12)
+            for j in range(12)
+            if i != j and i // 3 == j // 3
+        ]
+        assert found[name]["rank1"][str(len(used))] == pytest.approx(100 * np.mean(hits))
+        curve = json.loads((tmp_path / f"out/cmc_probes_megaface_{name}_{len(used)}_1.json").read_text())
+        assert 100 * curve["cmc"][1][0] == pytest.approx(100 * np.mean(hits))
+    assert found["raw"]["rank1"]["150"] < found["cleaned"]["rank1"]["75"]
+    assert "meet 0 of 12 probes and 75 of 150 distractors" in capsys.readouterr().out
+    write_list(tmp_path / "distractor.json", [*names[1], names[0][0]])
+    with pytest.raises(ConfigError, match="1 pictures are probe and distractor"):
+        megaface.main(common)
 
 
 def test_noisy_probes() -> None:

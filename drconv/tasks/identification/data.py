@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional as F
 from drconv.config import DataConfig
 from drconv.data.source import FileSource, Source, class_folders
 from drconv.errors import ConfigError, DataError
+from drconv.files import file_hash
 from drconv.interfaces import Batch, Facts, Fingerprint, Sample, SampleKey
 from drconv.tasks.identification.pairs import read_pairs
 from drconv.tasks.identification.pictures import SIZE, DrawnSource, RecordSource, decode_face, fit_face, hold_out
@@ -143,7 +144,7 @@ class Pairs(Faces):
         return f"{len(self.same):,} pairs ({self.path})"
 
     def fingerprint(self) -> Fingerprint:
-        return {"pairs": len(self.same), "bytes": self.path.stat().st_size}
+        return {"pairs": len(self.same), "sha256": file_hash(self.path)}
 
 
 def train_faces(config: DataConfig) -> TrainFaces:
