@@ -51,9 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     named = [{folder / name for name in entries.paths} for folder, entries in zip(folders, lists, strict=True)]
     both = named[0] & named[1]
     if both:
-        raise ConfigError(
-            f"{len(both)} pictures are probe and distractor, such as {min(both)}; remove them from a list"
-        )
+        raise ConfigError(f"{len(both)} pictures are probe and distractor, such as {min(both)}; remove one")
     noises = [
         read_noises(file, entries.paths) if file else np.zeros(len(entries.paths), bool)
         for file, entries in zip((options.probe_noises, options.distractor_noises), lists, strict=True)
