@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from drconv.commands import megaface
 from drconv.errors import ConfigError, DataError
 from drconv.tasks.identification.alignment import TEMPLATE, align, align_folder, similarity, template
 from drconv.tasks.identification.curves import cmc, ranks_and_rates, write_picture, write_result
@@ -35,7 +36,6 @@ from drconv.tasks.identification.pairs import read_pairs
 from drconv.tasks.identification.pictures import decode_face, fit_face
 from drconv.tasks.identification.rank import normalise, rank1
 from drconv.tasks.identification.verification import drawn_pairs, verify
-from scripts import megaface
 
 PICTURES = [bytes([200 + i, 10, 255]) for i in range(4)]
 
@@ -211,7 +211,7 @@ def test_rank_1_of_feature_files_raw_and_cleaned(tmp_path: Path, capsys: pytest.
     common += [str(tmp_path / "noises.txt")]
     for kind in ("probe", "distractor"):
         common += [f"--{kind}s", str(tmp_path), f"--{kind}-list", str(tmp_path / f"{kind}.json")]
-    megaface.main(common)
+    megaface.identify(megaface.parse_options(common))
     found = json.loads((tmp_path / "out/rank1.json").read_text())
     unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (probes, distractors)]
     for name, used in (("raw", unit[1]), ("cleaned", unit[1][1::2])):
@@ -228,7 +228,7 @@ def test_rank_1_of_feature_files_raw_and_cleaned(tmp_path: Path, capsys: pytest.
     assert "meet 0 of 12 probes and 75 of 150 distractors" in capsys.readouterr().out
     write_list(tmp_path / "distractor.json", [*names[1], names[0][0]])
     with pytest.raises(ConfigError, match="1 pictures are probe and distractor"):
-        megaface.main(common)
+        megaface.identify(megaface.parse_options(common))
 
 
 def test_noisy_probes() -> None:

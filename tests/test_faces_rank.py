@@ -96,7 +96,7 @@ def test_features_that_would_be_wrong_without_a_word_are_refused() -> None:
         rank1(probes, identities, np.eye(4, dtype=np.float32) * 2)
     for value in (0, np.inf):
         with pytest.raises(DataError, match="row 3 is zero or not finite"):
-            normalise(np.eye(4) * [1, 1, 1, value])
+            normalise(np.diag([1.0, 1.0, 1.0, value]))
 
 
 def test_equal_rows_normalise_to_equal_bits() -> None:

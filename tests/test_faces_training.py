@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import eval as evaluation
 import train
+from drconv.commands import predict
 from drconv.compose import config_of_run, typed
 from drconv.config import Config, ModelConfig
 from drconv.engine.optimizer import parameter_groups
@@ -25,7 +26,6 @@ from drconv.tasks.identification.drawn import draw_face
 from drconv.tasks.identification.pack import pack_folders
 from drconv.tasks.identification.task import Identification
 from models import create_model
-from scripts import predict
 
 ROOT = Path(__file__).parents[1]
 MODELS = ["mobilefacenet", "drconv_mobilefacenet", "condconv_mobilefacenet", "local_mobilefacenet"]
@@ -44,6 +44,10 @@ def faces(tmp_path: Path) -> Callable[..., Config]:
             return typed(compose("train", [f"run={tmp_path / run}", f"outputs={tmp_path}", *overrides]))
 
     return make
+
+
+def run_predict(arguments: list[str]) -> None:
+    predict.predict(predict.parse_options(arguments))
 
 
 def save_faces(folder: Path, first: int, identities: int, each: int, columns: int = 96) -> None:
@@ -118,17 +122,17 @@ def test_a_run_its_evaluation_and_predictions(faces: Callable[..., Config], tmp_
     save_faces(tmp_path / "probe", 50, 2, 1)
     save_faces(tmp_path / "gallery", 50, 3, 1)
     common = [f"run={tmp_path / 'run'}", f"probe={tmp_path / 'probe'}"]
-    predict.main([*common, f"gallery={tmp_path / 'gallery'}", "--count", "2", "--out", str(tmp_path / "m.csv")])
+    run_predict([*common, f"gallery={tmp_path / 'gallery'}", "--count", "2", "--out", str(tmp_path / "m.csv")])
     rows = list(csv.DictReader((tmp_path / "m.csv").open()))
     assert [(row["probe"], row["gallery"], row["similarity"]) for row in rows if row["rank"] == "1"] == [
         ("050/0.jpg", "050/0.jpg", "1.0000"),
         ("051/0.jpg", "051/0.jpg", "1.0000"),
     ]
     assert Image.open(tmp_path / "m.png").size == (3 * 96 + 8, 2 * 126)
-    predict.main([*common, "--out", str(tmp_path / "e.npz")])
+    run_predict([*common, "--out", str(tmp_path / "e.npz")])
     assert np.load(tmp_path / "e.npz")["embeddings"].shape == (2, 128)
     with pytest.raises(ConfigError, match=r"must end in \.npz"):
-        predict.main([*common, "--out", str(tmp_path / "e.csv")])
+        run_predict([*common, "--out", str(tmp_path / "e.csv")])
 
 
 def test_records_and_verification_sets(faces: Callable[..., Config], tmp_path: Path) -> None:
