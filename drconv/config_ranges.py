@@ -44,7 +44,13 @@ RANGES: dict[str, str] = {
     "data.augment.flip": "[0, 1]",
     "data.augment.jitter": "[0, 10]",
     "data.augment.rotate": "[0, 180]",
+    "data.faces.held_out": "[0, 1)",
+    "data.faces.window": "[1, 4096]",
+    "data.faces.identities": "[8, 1000000]",
+    "data.faces.each": "[2, 100000]",
     "task.classification.label_smoothing": "[0, 1)",
+    "task.identification.scale": "(0, 1000]",
+    "task.identification.margin": "[0, 3.1415]",
     "recipe.steps": "[1, 1000000000]",
     "recipe.epochs": "(0, 1000000]",
     "recipe.batch_size": "[1, 1000000]",
@@ -71,7 +77,6 @@ RANGES: dict[str, str] = {
     "logging.every": "[1, 1000000000]",
     "logging.eval_every": "[1, 1000000000]",
     "logging.checkpoint_every": "[1, 1000000000]",
-    "experiment.paper": "[-1000000000, 1000000000]",
     "experiment.tolerance": "[0, 1000000000]",
 }
 PAIRS = ("data.augment.crop_scale", "data.augment.crop_ratio")  # a lower and an upper end
