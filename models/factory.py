@@ -21,6 +21,7 @@ BUILDERS: dict[str, tuple[str, str]] = {
     "mobilenetv1": ("models.mobilenetv1", "build_mobilenetv1"),
     "mobilenetv2": ("models.mobilenetv2", "build_mobilenetv2"),
     "mobilefacenet": ("models.mobilefacenet", "build_mobilefacenet"),
+    "detnas_300m": ("models.detnas", "build_detnas"),
 }
 
 # The classifiers that CondConv's authors replaced too, without which the printed 600M and 329M are not reached.
