@@ -61,7 +61,11 @@ LENGTHS = {  # lists of so many numbers
     "data.augment.crop_scale": 2,
     "data.augment.crop_ratio": 2,
 }
-WIDTHS = {"shufflenetv2": (0.25, 2.0), "mobilefacenet": (1.0, 1.0), "detnas_300m": (1.0, 1.0)}  # that a network can have; others have any
+WIDTHS = {
+    "shufflenetv2": (0.25, 2.0),
+    "mobilefacenet": (1.0, 1.0),
+    "detnas_300m": (1.0, 1.0),
+}  # that a network can have; others have any
 SHARES = ("data.holdout", "recipe.label_smoothing")
 DATA_WITH_ROOT = ("imagefolder", "imagenet")
 

@@ -31,7 +31,9 @@ def run_layer(
     if not conv.is_plain or _is_altered(conv):
         return None
     parameters, generator = conv._parameters, conv._modules.get("generator")
-    if generator is not None and (not has_own_forward(generator) or _is_watched(generator)):
+    if generator is not None and (
+        not has_own_forward(generator) or _is_watched(generator) or generator.extents is not None
+    ):
         return None
     run = select_layer(x, parameters["weight"])
     gate, peak = ({}, 1.0) if generator is None else (generator._parameters, generator.peak)
@@ -155,6 +157,11 @@ def _can_join(norm: nn.BatchNorm2d, conv: Any) -> bool:
     """Whether the norm only multiplies and shifts the layer's channels."""
     is_complete = norm._parameters["weight"] is not None and norm._buffers["running_var"] is not None
     return is_complete and not norm.training and norm.num_features == conv.out_channels
+
+
+def _is_plain_gate(generator: Any) -> bool:
+    """Whether a generator pools the whole map, and nothing waits for its call."""
+    return has_own_forward(generator) and not _is_watched(generator) and generator.extents is None
 
 
 def has_own_forward(module: nn.Module) -> bool:
