@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from drconv.tasks.classification.dataset import balanced_choice
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -16,7 +17,6 @@ from torch import Tensor
 
 from drconv.config import AugmentConfig, DataConfig
 from drconv.data import DataError, build_dataset, eval_loader, prepare, train_loader
-from drconv.data.dataset import balanced_choice
 from drconv.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]

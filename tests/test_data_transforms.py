@@ -6,6 +6,7 @@ from random import Random
 import numpy as np
 import pytest
 import torch
+from drconv.tasks.classification.transforms import EvalTransform, TrainTransform, jitter_colours, random_resized_box
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -13,7 +14,6 @@ from torch import Tensor
 from torchvision.transforms import RandomResizedCrop, v2
 
 from drconv.config import AugmentConfig, DataConfig
-from drconv.data.transforms import EvalTransform, TrainTransform, jitter_colours, random_resized_box
 
 
 def smooth_picture(height: int = 60, width: int = 90) -> Tensor:

@@ -13,7 +13,7 @@ from PIL import Image
 import eval as evaluation
 import train
 from drconv import errors
-from drconv.cli import config_of_run
+from drconv.compose import config_of_run
 from drconv.config import Config
 from drconv.engine.run_folder import RunFolder
 from drconv.engine.trainer import Trainer

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from drconv.cli import as_yaml, load_config
+from drconv.compose import as_yaml, load_config
 from drconv.config import Config
 from drconv.errors import RunFolderError
 from drconv.files import replace_file

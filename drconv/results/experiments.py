@@ -56,7 +56,7 @@ def compose_experiment(configs: Path, id: str) -> dict[str, Any]:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    import drconv.cli  # noqa: F401, registers the schema
+    import drconv.compose  # noqa: F401, registers the schema
 
     with initialize_config_dir(str(configs), version_base="1.3"):
         config: Any = OmegaConf.to_object(compose("train", overrides=[f"experiment={id}"]))
