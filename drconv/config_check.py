@@ -20,7 +20,9 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "model.drconv.guide": ("block", "own"),
     "model.drconv.guide_norm": ("none", "batch"),
     "model.condconv.routing": ("block", "own"),
-    "data.name": ("digits", "imagefolder", "imagenet", "generated"),
+    "model.detector.norm": ("batch", "frozen"),
+    "data.name": ("digits", "imagefolder", "imagenet", "generated", "coco", "scenes"),
+    "data.coco.layout": ("2017", "2014"),
     "data.augment.crop": ("random_resized", "pad", "none"),
     "data.interpolation": ("bilinear", "bicubic"),
     "data.channel_order": ("rgb", "bgr"),
@@ -39,6 +41,9 @@ AT_LEAST: dict[str, float] = {
     "model.drconv.groups": 1,
     "model.drconv.guide_stride": 1,
     "model.condconv.experts": 1,
+    "model.detector.rois": 1,
+    "model.detector.frozen_stages": 0,
+    "data.coco.max_size": 1,
     "data.image_size": 1,
     "recipe.batch_size": 1,
     "recipe.eval_batch_size": 1,
@@ -67,7 +72,10 @@ WIDTHS = {  # that a network can have; others have any
     "detnas_300m": (1.0, 1.0),
 }
 SHARES = ("data.holdout", "task.classification.label_smoothing")
-DATA_WITH_ROOT = ("imagefolder", "imagenet")
+DATA_WITH_ROOT = ("imagefolder", "imagenet", "coco")
+DETECTION_DATA = ("coco", "scenes")
+DETECTION_SECTIONS = (("model", "detector"), ("data", "coco"))
+DETECTORS = ("mask_rcnn_r50", "detnas_300m_fpn")
 
 
 def validate(config: Config) -> None:
@@ -117,7 +125,7 @@ def model_names() -> list[str]:
     """The choices of ``model.name``: those of the files in ``configs/model/``; none where the package is installed
     without them."""
     texts = (path.read_text() for path in (CONFIGS / "model").glob("*.yaml"))
-    return sorted({found[1] for text in texts if (found := re.search(r"^name: *(\w+)", text, re.M))})
+    return sorted({found[1] for text in texts if (found := re.search(r"^ *name: *(\w+)", text, re.M))})
 
 
 def _network(config: Config) -> Iterator[str]:
@@ -216,12 +224,30 @@ def _data(config: Config) -> Iterator[str]:
             f"data.root={data.root} is not a folder; expected {data.root}/{data.train_split}/<class>/<picture> and "
             f"{data.root}/{data.val_split}/<class>/<picture>"
         )
+    yield from _detection(config)
     for key in ("weights", "backbone"):
         path = getattr(config, key)
         if path is not None and not Path(path).is_file():
             yield f"{key}={path} is not a file"
     if config.weights is not None and config.backbone is not None:
         yield "give either weights= (the whole network) or backbone= (what fits), not both"
+
+
+def _detection(config: Config) -> Iterator[str]:
+    data, task, is_detection = config.data, config.task.name, config.task.name == "detection"
+    if is_detection != (data.name in DETECTION_DATA):
+        yield f"data.name={data.name} does not go with task.name={task}; detection takes {' and '.join(DETECTION_DATA)}"
+    if is_detection != (config.model.name in DETECTORS):
+        yield f"model.name={config.model.name} does not go with task.name={task}; detectors are {', '.join(DETECTORS)}"
+    if not is_detection:
+        return
+    if not data.coco.sizes or min(data.coco.sizes) < 1:
+        yield f"data.coco.sizes={data.coco.sizes} must be a list of one or more sizes in pixels"
+    if config.model.detector.norm == "frozen" and config.backbone is None and config.weights is None:
+        yield "model.detector.norm=frozen needs backbone= or weights=: norms frozen at their start are no norms at all"
+    for key, plain in (("broken", "error"), ("holdout", 0.0), ("fraction", 1.0), ("num_classes", None)):
+        if getattr(data, key) != plain:
+            yield f"data.{key}={getattr(data, key)} has no effect under task.name=detection"
 
 
 def _device(config: Config) -> Iterator[str]:
@@ -254,6 +280,8 @@ def _without_effect(config: Config) -> Iterator[str]:
         *(("model", section, config.model.conv, "model.conv") for section in ("drconv", "condconv")),
         *(("task", section, config.task.name, "task.name") for section in TASKS if hasattr(config.task, section)),
     ]
+    if config.task.name != "detection":
+        sections += [(owner, section, config.task.name, "task.name") for owner, section in DETECTION_SECTIONS]
     for owner, section, used, key in sections:
         if section == used:
             continue

@@ -7,6 +7,7 @@ compete for). Evaluation takes one picture at a time, padded as if it were alone
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,9 +49,12 @@ class Detector(nn.Module):
         representation: width of the box head's last layer.
     """
 
+    backbone_prefix = "backbone.body."  # of the part that backbone= fills
+    replaceable_layers: list[str]
+
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Any,
         channels: int,
         num_classes: int,
         *,
@@ -85,6 +89,10 @@ class Detector(nn.Module):
             detections_per_img=100,
             **heads,
         )
+
+    def freeze_stages(self, stages: int) -> None:
+        """See ``Pyramid.freeze_stages``."""
+        self.backbone.freeze_stages(stages)
 
     def forward(
         self, images: Tensor, sizes: list[Size] | None = None, targets: list[Target] | None = None

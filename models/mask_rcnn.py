@@ -9,14 +9,14 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from drconv.config import DetectorConfig
+from drconv.errors import ConfigError
 from models.detector import Detector
 from models.detnas import CHANNELS, DetNASBackbone, initialise
 
-NORMS = ("batch", "frozen")
 RESNET_CHANNELS = (256, 512, 1024, 2048)
 RESNET_STAGES = ("conv1", "layer1", "layer2", "layer3", "layer4")  # stage 1 is conv1 with its norm
-# The laterals of C4 and C5 (D8); in front of a norm a lateral is the first of two layers.
-LATERALS = ("backbone.fpn.inner_blocks.2.0", "backbone.fpn.inner_blocks.3.0")
+LATERALS = ("backbone.fpn.inner_blocks.2.0", "backbone.fpn.inner_blocks.3.0")  # the 1x1 of C4 and C5 (D8)
 
 
 class Pyramid(nn.Module):
@@ -39,15 +39,26 @@ class Pyramid(nn.Module):
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
         return self.fpn(self.body(x))
 
+    def freeze_stages(self, stages: int) -> None:
+        """Freezes the first stages of a ResNet body: no gradients, and norms that are constants.
 
-def build_mask_rcnn(
-    width: float = 1.0,
-    num_classes: int = 80,
-    *,
-    norm: str = "batch",
-    rois: int = 512,
-    stride_in_1x1: bool = False,
-) -> Detector:
+        ``requires_grad=False`` alone would leave the norms to go on with each batch's statistics.
+
+        Args:
+            stages: 0 to 5; 1 is the first convolution, 2 the first group of blocks too.
+
+        Raises:
+            ConfigError: the body is no ResNet.
+        """
+        if stages and not isinstance(self.body, IntermediateLayerGetter):
+            raise ConfigError(f"model.detector.frozen_stages={stages}, and only ResNet has such stages; set it to 0")
+        for stage in RESNET_STAGES[:stages]:
+            for name in ("conv1", "bn1") if stage == "conv1" else (stage,):
+                self.body[name] = _frozen(self.body[name])
+                self.body[name].requires_grad_(False)
+
+
+def build_mask_rcnn(width: float, num_classes: int, options: DetectorConfig) -> Detector:
     """Mask R-CNN on ResNet-50 with an FPN and the 4conv1fc box head.
 
     ``replaceable_layers`` names the two laterals that the paper's DRConv takes the place of (D8).
@@ -55,42 +66,19 @@ def build_mask_rcnn(
     Args:
         width: factor on the channels of FPN and heads; the body keeps its own.
         num_classes: K, without background.
-        norm: "batch" in body, FPN and heads; "frozen" in the body, and none elsewhere.
-        rois: sampled regions a picture in training.
-        stride_in_1x1: whether a stage's stride is in the first 1x1 of its first block, as in the weights of
-            ResNet's authors, and not in the 3x3.
-
-    Raises:
-        ValueError: the norm is unknown.
+        options: norm "batch" is in body, FPN and heads; "frozen" in the body, and the others have none.
     """
-    if norm not in NORMS:
-        raise ValueError(f"norm={norm!r} is unknown; use one of {', '.join(NORMS)}")
-    resnet = resnet50(norm_layer=FrozenBatchNorm2d if norm == "frozen" else nn.BatchNorm2d)
-    if stride_in_1x1:
+    is_frozen = options.norm == "frozen"
+    resnet = resnet50(norm_layer=FrozenBatchNorm2d if is_frozen else nn.BatchNorm2d)
+    if options.stride_in_1x1:
         _stride_first(resnet)
     body = IntermediateLayerGetter(resnet, {f"layer{i + 1}": str(i) for i in range(4)})
-    channels, layer = _channels(width), nn.BatchNorm2d if norm == "batch" else None
-    network = Detector(
-        Pyramid(body, RESNET_CHANNELS, channels, layer),
-        channels,
-        num_classes,
-        rois=rois,
-        norm=layer,
-        representation=4 * channels,
-    )
+    network = _detector(body, RESNET_CHANNELS, width, num_classes, options, None if is_frozen else nn.BatchNorm2d)
     network.replaceable_layers = list(LATERALS)
-    network.backbone_prefix = "backbone.body."
     return network
 
 
-def build_detnas_fpn(
-    width: float = 1.0,
-    num_classes: int = 80,
-    *,
-    norm: str = "batch",
-    rois: int = 512,
-    stride_in_1x1: bool = False,
-) -> Detector:
+def build_detnas_fpn(width: float, num_classes: int, options: DetectorConfig) -> Detector:
     """Faster R-CNN on DetNAS-300M with an FPN and the 4conv1fc box head; batch norm everywhere, as its authors have it.
 
     ``replaceable_layers`` names the 1x1 convolutions of the body's main branches.
@@ -98,46 +86,39 @@ def build_detnas_fpn(
     Args:
         width: factor on the channels of FPN and heads.
         num_classes: K, without background.
-        norm: "batch".
-        rois: sampled regions a picture in training.
-        stride_in_1x1: False; DetNAS has no such choice.
+        options: norm "batch" alone.
 
     Raises:
-        ValueError: another norm or stride is asked for.
+        ValueError: an option that only ResNet has.
     """
-    if norm != "batch" or stride_in_1x1:
-        raise ValueError("detnas_300m_fpn has model.detector.norm=batch and model.detector.stride_in_1x1=false only")
-    body, channels = DetNASBackbone(), _channels(width)
+    if options.norm != "batch" or options.stride_in_1x1:
+        raise ValueError("detnas_300m_fpn takes model.detector.norm=batch and model.detector.stride_in_1x1=false only")
+    body = DetNASBackbone()
     initialise(body)
-    network = Detector(
-        Pyramid(body, CHANNELS, channels, nn.BatchNorm2d),
-        channels,
-        num_classes,
-        rois=rois,
-        with_masks=False,
-        norm=nn.BatchNorm2d,
-        representation=4 * channels,
-    )
+    network = _detector(body, CHANNELS, width, num_classes, options, nn.BatchNorm2d)
     network.replaceable_layers = [f"backbone.body.{name}" for name in body.replaceable_layers]
-    network.backbone_prefix = "backbone.body."
     return network
 
 
-def freeze_stages(network: Detector, stages: int) -> None:
-    """Freezes the first stages of a ResNet body: no gradients, and norms that are constants.
-
-    ``requires_grad=False`` alone would leave the norms to go on with each batch's statistics.
-
-    Args:
-        network: from ``build_mask_rcnn``.
-        stages: 0 to 5; 1 is the first convolution, 2 the first group of blocks too.
-    """
-    body = network.backbone.body
-    for name in RESNET_STAGES[:stages]:
-        names = [name, "bn1"] if name == "conv1" else [name]
-        for part in names:
-            body[part] = _frozen(body[part])
-            body[part].requires_grad_(False)
+def _detector(
+    body: nn.Module,
+    in_channels: tuple[int, ...],
+    width: float,
+    num_classes: int,
+    options: DetectorConfig,
+    norm: type[nn.Module] | None,
+) -> Detector:
+    channels = max(8, round(256 * width / 8) * 8)
+    backbone = Pyramid(body, in_channels, channels, norm)
+    return Detector(
+        backbone,
+        channels,
+        num_classes,
+        rois=options.rois,
+        with_masks=options.masks,
+        norm=norm,
+        representation=4 * channels,
+    )
 
 
 def _frozen(module: nn.Module) -> nn.Module:
@@ -156,8 +137,3 @@ def _stride_first(resnet: nn.Module) -> None:
     for stage in RESNET_STAGES[2:]:
         block = resnet.get_submodule(f"{stage}.0")
         block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride  # type: ignore[union-attr]
-
-
-def _channels(width: float) -> int:
-    """256 times the width, in multiples of 8."""
-    return max(8, round(256 * width / 8) * 8)

@@ -62,6 +62,12 @@ TASKS: dict[str, TaskEntry] = {
         Headline("val/top1", "top-1", "%"),
         ("val/top1", "val/top5", "val/loss", "val/samples", "val/skipped"),
     ),
+    "detection": TaskEntry(
+        "drconv.tasks.detection",
+        "Detection",
+        Headline("val/box_ap", "box AP", "%"),
+        ("val/box_ap*", "val/mask_ap*", "val/pictures", "val/detections"),
+    ),
 }
 
 
