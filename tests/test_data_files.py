@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 import torch
 from drconv.tasks.classification.check import find_problems, summarise
-from drconv.tasks.classification.imagenet import GROUND_TRUTH_FILE, SOLUTION_FILE, SYNSETS_FILE, read_solution, read_synsets
+from drconv.tasks.classification.imagenet import (
+    GROUND_TRUTH_FILE,
+    SOLUTION_FILE,
+    SYNSETS_FILE,
+    read_solution,
+    read_synsets,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
