@@ -13,8 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 from drconv.config import Config
 from drconv.config_check import validate
 from drconv.errors import ConfigError, RunFolderError
+from drconv.identity import FREE_KEYS, FREE_RUNTIME
 from drconv.migrations import SCHEMA, migrate_config, migrate_override
-from drconv.results.identity import FREE_KEYS, FREE_RUNTIME
 
 ConfigStore.instance().store("schema", Config)
 

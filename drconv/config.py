@@ -161,7 +161,7 @@ class TaskConfig:
     name: str = "classification"
     classification: ClassificationConfig = field(default_factory=ClassificationConfig)
     module: str | None = None  # Python module that registers a task from outside the package
-    options: dict[str, Any] = field(default_factory=dict)  # of a task from outside, which checks them itself
+    options: Any = None  # a dictionary, of a task from outside, which checks them itself
 
 
 @dataclass

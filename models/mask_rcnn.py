@@ -1,7 +1,9 @@
 """The detectors of the paper's Table 3: Mask R-CNN on ResNet-50 and Faster R-CNN on DetNAS-300M, both with an FPN."""
 
 from collections import OrderedDict
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.resnet import resnet50
@@ -17,6 +19,20 @@ from models.detnas import CHANNELS, DetNASBackbone, initialise
 RESNET_CHANNELS = (256, 512, 1024, 2048)
 RESNET_STAGES = ("conv1", "layer1", "layer2", "layer3", "layer4")  # stage 1 is conv1 with its norm
 LATERALS = ("backbone.fpn.inner_blocks.2.0", "backbone.fpn.inner_blocks.3.0")  # the 1x1 of C4 and C5 (D8)
+
+
+class ConstantNorm(FrozenBatchNorm2d):
+    """torchvision's frozen batch norm, with the names of a batch norm: weights files fit frozen and learning networks.
+
+    It is no batch norm to ``SyncBatchNorm.convert_sync_batchnorm``, which would bring it back to life.
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__(num_features, eps)
+        self.register_buffer("num_batches_tracked", torch.tensor(0))
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        nn.Module._load_from_state_dict(self, *arguments)  # torchvision's own drops the counter
 
 
 class Pyramid(nn.Module):
@@ -69,7 +85,7 @@ def build_mask_rcnn(width: float, num_classes: int, options: DetectorConfig) -> 
         options: norm "batch" is in body, FPN and heads; "frozen" in the body, and the others have none.
     """
     is_frozen = options.norm == "frozen"
-    resnet = resnet50(norm_layer=FrozenBatchNorm2d if is_frozen else nn.BatchNorm2d)
+    resnet = resnet50(norm_layer=ConstantNorm if is_frozen else nn.BatchNorm2d)
     if options.stride_in_1x1:
         _stride_first(resnet)
     body = IntermediateLayerGetter(resnet, {f"layer{i + 1}": str(i) for i in range(4)})
@@ -124,9 +140,8 @@ def _detector(
 def _frozen(module: nn.Module) -> nn.Module:
     """The module with its batch norms turned into constants."""
     if isinstance(module, nn.BatchNorm2d):
-        frozen = FrozenBatchNorm2d(module.num_features, eps=module.eps)
-        state = {name: x for name, x in module.state_dict().items() if name != "num_batches_tracked"}
-        frozen.load_state_dict(state)
+        frozen = ConstantNorm(module.num_features, eps=module.eps)
+        frozen.load_state_dict(module.state_dict())
         return frozen.to(module.weight.device)
     for name, child in module.named_children():
         setattr(module, name, _frozen(child))

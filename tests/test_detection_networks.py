@@ -161,7 +161,7 @@ def test_anchors_in_the_padding_are_not_sampled() -> None:
 
 def test_frozen_stages_do_not_change(drconv: Detector) -> None:
     network = build()
-    names = set(network.state_dict())
+    names = list(network.state_dict())
     network.freeze_stages(2)
     body = network.backbone.body
     assert isinstance(body["layer1"][0].bn1, FrozenBatchNorm2d)
@@ -176,7 +176,7 @@ def test_frozen_stages_do_not_change(drconv: Detector) -> None:
     }
     assert not changed & frozen
     assert "backbone.body.layer2.0.conv1.weight" in changed
-    assert all("num_batches_tracked" in name for name in names - set(before))
+    assert names == list(before)
     with pytest.raises(ConfigError, match="only ResNet has such stages"):
         build("detnas_300m_fpn").freeze_stages(1)
 

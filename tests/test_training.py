@@ -290,14 +290,14 @@ def test_evaluation_gives_the_recorded_metric_to_the_last_digit(
     result = json.loads(Path(config.run, "result.json").read_text())
     again = config_of_run([f"run={config.run}", "recipe.eval_batch_size=7", "runtime.workers=1"])
     capsys.readouterr()
-    assert evaluation.evaluate(again) == result["metrics"]["top1"]
+    assert evaluation.evaluate(again) == result["metrics"]["val/top1"]
     assert "is equal to the training's record" in capsys.readouterr().out
     exact = config_of_run([f"run={config.run}"])
     evaluation.evaluate(exact)
     record = json.loads(Path(config.run, "model_ema.eval.json").read_text())
     assert record["metrics"] == result["metrics"]
     free = make_config(f"weights={config.run}/model_ema.safetensors", run="elsewhere")
-    assert evaluation.evaluate(free) == result["metrics"]["top1"]
+    assert evaluation.evaluate(free) == result["metrics"]["val/top1"]
 
 
 def test_wrong_weights_say_what_is_wrong(make_config: Make, tmp_path: Path) -> None:
@@ -323,9 +323,9 @@ def test_the_record_is_whole(make_config: Make) -> None:
     value = train.train(config)
     result = json.loads(Path(config.run, "result.json").read_text())
     assert result["status"] == "complete"
-    assert result["metrics"]["top1"] == value
+    assert result["metrics"]["val/top1"] == value
     assert (result["seed"], result["steps"]) == (0, 6)
-    assert result["metrics"]["samples"] == 360
+    assert result["metrics"]["val/samples"] == 360
     assert result["weights_sha256"]["last"] == file_hash(Path(config.run, "model.safetensors"))
     assert {"commit", "dirty"} == set(result["code"])
     assert result["versions"]["torch"] == torch.__version__.split("+")[0]

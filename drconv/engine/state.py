@@ -41,7 +41,8 @@ class TrainState:
             task.compile()
         self.wrapped: nn.Module = task
         if distributed.world_size() > 1:
-            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(task, self.sharding.names)
+            own = [spelled for name in self.sharding.names for spelled in (name, f".{name}")]  # DDP uses both forms
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(task, own)
             self.wrapped = DistributedDataParallel(task, device_ids=[device] if device.type == "cuda" else None)
 
     def broadcast_buffers(self) -> None:

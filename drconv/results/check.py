@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from drconv.identity import config_hash, select_binding
 from drconv.results.collect import check_weights, find_results, round_floats
-from drconv.results.identity import config_hash, select_binding
 from drconv.results.records import Record, RecordError, read_curve, read_record
 from drconv.results.render import render_pages
 from drconv.results.tables import Sources, make_tables, unshown_records

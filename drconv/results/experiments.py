@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from drconv.results.identity import select_binding
+from drconv.identity import select_binding
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast
 

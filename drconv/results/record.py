@@ -11,9 +11,9 @@ import torch
 from drconv.config import Config
 from drconv.errors import DataError
 from drconv.files import file_hash, replace_file, without_infinities
+from drconv.identity import config_hash, select_binding
 from drconv.migrations import SCHEMA
 from drconv.results import provenance
-from drconv.results.identity import config_hash, select_binding
 from drconv.tasks.registry import find_entry
 
 

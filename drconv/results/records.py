@@ -38,6 +38,11 @@ REQUIRED: dict[str, type | tuple[type, ...]] = {
     "command": str,
     "date": str,
 }
+COSTS: dict[str, type | tuple[type, ...]] = {
+    "cost.parameters": int,
+    "cost.multiply_adds": int,
+    "cost.paper_multiply_adds": int,
+}
 TAIL = 0.1  # share of a run's steps, its last, that the training accuracy is taken over
 
 
@@ -114,7 +119,9 @@ def read_record(path: Path) -> Record:
         content = json.loads(path.read_text())
     except ValueError:
         raise RecordError(f"{path} is not JSON; run the experiment again or delete it") from None
-    lacking = [key for key, kind in REQUIRED.items() if not isinstance(_look_up(content, key), kind)]
+    costs = COSTS if not isinstance(content, dict) or content.get("cost", 0) is not None else {}  # null: not countable
+    required = REQUIRED | costs
+    lacking = [key for key, kind in required.items() if not isinstance(_look_up(content, key), kind)]
     if lacking:
         raise RecordError(f"{path} lacks {', '.join(lacking)}; run the experiment again or delete it")
     if content["status"] != "complete":

@@ -7,8 +7,8 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any
 
+from drconv.identity import flatten, is_within
 from drconv.results.experiments import Experiments
-from drconv.results.identity import flatten, is_within
 from drconv.results.records import Record
 
 # Runs are compared that are equal in these sections and keys of the configuration, ...
