@@ -9,7 +9,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from models.shufflenetv2 import split_shuffled
+from .shufflenetv2 import split_shuffled
 
 STEM = 16
 CHANNELS = (64, 160, 320, 640)  # of the four stages, at strides 4, 8, 16 and 32

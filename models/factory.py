@@ -19,16 +19,16 @@ SMALL_IMAGE = 64  # pixels; stem=auto keeps the resolution up to this size
 
 # Module and function that build each network; imported on use, because torchvision and timm take seconds.
 BUILDERS: dict[str, tuple[str, str]] = {
-    "shufflenetv2": ("models.shufflenetv2", "ShuffleNetV2"),
-    "mobilenetv1": ("models.mobilenetv1", "build_mobilenetv1"),
-    "mobilenetv2": ("models.mobilenetv2", "build_mobilenetv2"),
-    "mobilefacenet": ("models.mobilefacenet", "build_mobilefacenet"),
-    "detnas_300m": ("models.detnas", "build_detnas"),
+    "shufflenetv2": (".shufflenetv2", "ShuffleNetV2"),
+    "mobilenetv1": (".mobilenetv1", "build_mobilenetv1"),
+    "mobilenetv2": (".mobilenetv2", "build_mobilenetv2"),
+    "mobilefacenet": (".mobilefacenet", "build_mobilefacenet"),
+    "detnas_300m": (".detnas", "build_detnas"),
 }
 # The detectors, built from a width, a number of classes and the options of model.detector.
 DETECTORS: dict[str, tuple[str, str]] = {
-    "mask_rcnn_r50": ("models.mask_rcnn", "build_mask_rcnn"),
-    "detnas_300m_fpn": ("models.mask_rcnn", "build_detnas_fpn"),
+    "mask_rcnn_r50": (".mask_rcnn", "build_mask_rcnn"),
+    "detnas_300m_fpn": (".mask_rcnn", "build_detnas_fpn"),
 }
 
 # The classifiers that CondConv's authors replaced too, without which the printed 600M and 329M are not reached.
@@ -73,7 +73,7 @@ def _builder(name: str) -> Callable[..., nn.Module]:
         near = difflib.get_close_matches(name, builders, n=2) or available()
         raise ConfigError(f"model.name={name} is not known; did you mean {' or '.join(near)}?")
     module, function = builders[name]
-    return getattr(importlib.import_module(module), function)
+    return getattr(importlib.import_module(module, __package__), function)
 
 
 def _replace(network: nn.Module, config: ModelConfig, input_size: InputSize) -> None:

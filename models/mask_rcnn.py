@@ -13,8 +13,9 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from drconv.config import DetectorConfig
 from drconv.errors import ConfigError
-from models.detector import Detector
-from models.detnas import CHANNELS, DetNASBackbone, initialise
+
+from .detector import Detector
+from .detnas import CHANNELS, DetNASBackbone, initialise
 
 RESNET_CHANNELS = (256, 512, 1024, 2048)
 RESNET_STAGES = ("conv1", "layer1", "layer2", "layer3", "layer4")  # stage 1 is conv1 with its norm

@@ -1,15 +1,17 @@
 """The tables: the paper's beside ours, and the comparisons; every number comes from a record. Imports no torch."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from drconv.paths import CONFIGS, RESULTS
+from drconv.results.costs import Cost, read_costs
 from drconv.results.decisions import find_decisions
 from drconv.results.experiments import Experiments
-from drconv.results.records import Record, read_records
+from drconv.results.read_records import Record, read_records
 from drconv.results.summary import Group, Spread, compute_spread, find_baseline, group_records, pair_by_seed
 
 NOT_RUN = "not run"
@@ -41,6 +43,7 @@ class Sources:
         experiments: the experiment files.
         records: all records, by experiment and seed.
         groups: the same, by configuration.
+        costs: ``results/costs.yaml``, what was counted without a run.
         problems: files in ``results/runs`` that are no records.
     """
 
@@ -49,12 +52,15 @@ class Sources:
     experiments: Experiments
     records: list[Record]
     groups: list[Group]
+    costs: dict[str, Cost]
     problems: list[str]
 
 
 def load_sources(root: Path) -> Sources:
-    """Reads everything below the project's folder."""
-    experiments = Experiments(root / "configs")
+    """Reads a checkout, or a folder with records alone, to which the installed configurations and numbers belong."""
+    is_project = (root / "configs").is_dir()
+    experiments = Experiments(root / "configs" if is_project else CONFIGS)
+    given = root / "results" if is_project else RESULTS
     records, problems = read_records(root / "results" / "runs")
     known = [record for record in records if record.id in experiments.ids]
     problems += [
@@ -63,9 +69,10 @@ def load_sources(root: Path) -> Sources:
         for record in records
         if record.id not in experiments.ids
     ]
-    paper = yaml.safe_load((root / "results" / "paper.yaml").read_text())
-    comparisons = yaml.safe_load((root / "results" / "comparisons.yaml").read_text())
-    return Sources(paper, comparisons, experiments, known, group_records(known, experiments), problems)
+    paper = yaml.safe_load((given / "paper.yaml").read_text())
+    comparisons = yaml.safe_load((given / "comparisons.yaml").read_text())
+    costs = read_costs(given / "costs.yaml")
+    return Sources(paper, comparisons, experiments, known, group_records(known, experiments), costs, problems)
 
 
 def make_tables(sources: Sources) -> dict[str, Table]:
@@ -95,9 +102,9 @@ def paper_table(name: str, sources: Sources) -> Table:
         f"{headline}, ours",
         "difference",
         "multiply-adds, printed",
-        "ours, paper's convention",
-        "ours, true",
-        "parameters",
+        "counted, paper's convention",
+        "counted, true",
+        "parameters, counted",
         "wall time",
         "decisions",
         "records",
@@ -114,7 +121,7 @@ def paper_table(name: str, sources: Sources) -> Table:
                     NOT_RUN if group is None else format_spread(_spread(group)),
                     EMPTY if group is None else _difference(group, printed[key], described.get("tolerance")),
                     f"{printed['madds']}M" if "madds" in printed else EMPTY,
-                    *_cost_cells(group, "paper_multiply_adds", "multiply_adds"),
+                    *_cost_cells(id, group, sources, "paper_multiply_adds", "multiply_adds"),
                     *_run_cells(group, described),
                 ]
             )
@@ -126,7 +133,7 @@ def summary_table(sources: Sources) -> Table:
     full = paper_table("table1", sources)
     columns = [full.header.index(name) for name in ("row", "top-1, paper", "top-1, ours", "records")]
     columns.insert(3, full.header.index("multiply-adds, printed"))
-    columns.insert(4, full.header.index("ours, true"))
+    columns.insert(4, full.header.index("counted, true"))
     header = [full.header[column] for column in columns]
     return Table(full.title, header, [[row[column] for column in columns] for row in full.rows])
 
@@ -141,8 +148,8 @@ def comparison_table(name: str, sources: Sources) -> Table:
         *([f"difference to `{Path(baseline).name}`, paired"] if baseline else []),
         "training top-1",
         "steps",
-        "multiply-adds, true",
-        "parameters",
+        "multiply-adds, counted",
+        "parameters, counted",
         "wall time",
         "decisions",
         "records",
@@ -150,12 +157,15 @@ def comparison_table(name: str, sources: Sources) -> Table:
     rows: list[list[str | list[Record]]] = []
     for id in _select_ids(entry, sources.experiments.ids):
         for group in _groups_of(id, sources):
-            row: list[str | list[Record]] = [f"`{id}`" + (_changes(group) if group else "")]
+            row: list[str | list[Record]] = [_experiment_name(id, sources) + (_changes(group) if group else "")]
             row.append(NOT_RUN if group is None else format_spread(_spread(group)))
             if baseline:
-                row.append(_paired(group, baseline, sources.groups))
+                row.append(_paired(group, sources.experiments.run_of(baseline), sources.groups))
             row += [_training_accuracy(group), EMPTY if group is None else f"{group.records[0].content['steps']:,}"]
-            row += [*_cost_cells(group, "multiply_adds"), *_run_cells(group, sources.experiments.describe(id))]
+            row += [
+                *_cost_cells(id, group, sources, "multiply_adds"),
+                *_run_cells(group, sources.experiments.describe(id)),
+            ]
             rows.append(row)
     return Table(entry["title"], header, rows, entry.get("text", ""))
 
@@ -177,8 +187,12 @@ def _patterns(entry: dict[str, Any]) -> list[str]:
 
 
 def _groups_of(id: str, sources: Sources) -> list[Group | None]:
-    """The groups of an experiment; None stands for the experiment as its file says where that was not run."""
-    found = [group for group in sources.groups if group.id == id]
+    """The groups of an experiment; None stands for the experiment as its file says where that was not run.
+
+    A row that is another row's run shows that run; runs with changed settings stand with the other row alone.
+    """
+    own = sources.experiments.run_of(id)
+    found = [group for group in sources.groups if group.id == own and (own == id or not group.changes)]
     as_written = any(not group.changes for group in found)
     return [*([] if as_written else [None]), *found]
 
@@ -186,6 +200,11 @@ def _groups_of(id: str, sources: Sources) -> list[Group | None]:
 def _row_name(row: str, printed: dict[str, Any], group: Group | None) -> str:
     marks = [text for key, text in (("starred", "hypothesis, D4"), ("quoted", "quoted")) if printed.get(key)]
     return f"`{row}`" + (f" ({', '.join(marks)})" if marks else "") + (_changes(group) if group else "")
+
+
+def _experiment_name(id: str, sources: Sources) -> str:
+    own = sources.experiments.run_of(id)
+    return f"`{id}`" if own == id else f"`{id}` (the run of `{own}`)"
 
 
 def _changes(group: Group) -> str:
@@ -226,11 +245,11 @@ def _training_accuracy(group: Group | None) -> str:
     return f"{compute_spread(known).mean:.2f}" if known and len(known) == len(values) else EMPTY
 
 
-def _cost_cells(group: Group | None, *keys: str) -> list[str]:
-    if group is None:
-        return [EMPTY] * (len(keys) + 1)
-    cost = group.records[0].content["cost"]
-    if cost is None:
+def _cost_cells(id: str, group: Group | None, sources: Sources, *keys: str) -> list[str]:
+    """The counted cost: of a run what its record has, without a run that of the experiment's network."""
+    counted = sources.costs.get(sources.experiments.run_of(id))
+    cost = (group and group.records[0].content["cost"]) or (counted and asdict(counted))
+    if not cost:
         return [EMPTY] * (len(keys) + 1)
     return [*(f"{cost[key] / 1e6:.1f}M" for key in keys), f"{cost['parameters'] / 1e6:.2f}M"]
 

@@ -1,5 +1,6 @@
 """The task of Table 3: detection and instance segmentation, box and mask AP."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from drconv.tasks.detection.transforms import fit, restore_boxes
 from drconv.tasks.detection.weights import load_body
 from drconv.weights import LoadReport
 
+logger = logging.getLogger(__name__)
+
 TYPICAL = (480, 640)  # rows and columns of the commonest picture of COCO, for which cost is counted
 
 
@@ -38,6 +41,8 @@ class Detection(Task[AveragePrecision]):
         network.register_buffer("category_ids", torch.tensor(list(ids)))
         if config.backbone is not None or config.weights is not None:
             network.freeze_stages(config.model.detector.frozen_stages)  # type: ignore[operator]
+        elif config.data.name == "coco":
+            logger.warning("training from random weights: the paper's numbers need those of ImageNet, backbone=FILE")
 
     @staticmethod
     def train_set(config: Config) -> Dataset:
