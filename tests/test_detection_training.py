@@ -88,7 +88,7 @@ def _evaluates_the_same_in_other_batches(config: Config, capsys: pytest.CaptureF
     evaluation.evaluate(replace(config, recipe=replace(config.recipe, eval_batch_size=1)))
     after = [json.loads((folder / f"val.{kind}.json").read_text()) for kind in ("bbox", "segm")]
     assert after == before
-    assert "same" in capsys.readouterr().out.lower()
+    assert "equal to the training's record" in capsys.readouterr().out
 
 
 def test_a_step_does_not_see_how_pictures_are_divided(make: Make) -> None:
