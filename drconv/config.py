@@ -113,6 +113,7 @@ class DataConfig:
     )  # of pixels in 0..255, in channel_order
     std: list[float] = field(default_factory=lambda: [58.395, 57.12, 57.375])
     holdout: float = 0.0  # share of the training set that is cut off and evaluated on instead of val (for choosing)
+    max_pixels: int = 67_108_864  # a picture with more is broken; 200 MB once decoded
     broken: str = "error"  # a picture that does not decode: error, or skip (counted and logged)
     fraction: float = 1.0  # share of the training pictures that is used
     num_generated: int = 512  # generated: pictures per split
