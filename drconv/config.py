@@ -86,6 +86,20 @@ class AugmentConfig:
 
 
 @dataclass
+class FacesConfig:
+    """Data of task.name=identification; folders are below ``data.root`` and hold one folder for each identity."""
+
+    probes: str | None = None  # folder of the probes
+    distractors: str | None = None  # folder of the distractors
+    held_out: float = 0.0  # share of the training folder's identities that are not trained on and are the probes
+    verification: list[str] = field(default_factory=list)  # names of .bin files below root: lfw, cfp_fp, agedb_30
+    window: list[int] | None = None  # rows, columns around the centre that show the face; null for aligned pictures
+    flip_test: bool = False  # rank-1 from the sum of a picture's embedding and its mirror's
+    identities: int = 100  # generated_faces: to train on; a quarter as many to test with, 5 times as many distractors
+    each: int = 20  # generated_faces: training pictures of an identity
+
+
+@dataclass
 class CocoConfig:
     """What only detection needs of its data; used where ``task.name=detection``."""
 
@@ -98,7 +112,8 @@ class CocoConfig:
 
 @dataclass
 class DataConfig:
-    name: str = MISSING  # digits, imagefolder, imagenet, generated; coco, scenes
+    name: str = MISSING  # of pictures: digits, imagefolder, imagenet, generated; of faces: generated_faces,
+    # face_folders, ms1mv2; of objects: coco, scenes
     root: str | None = None
     train_split: str = "train"  # folder of the training pictures below root
     val_split: str = "val"
@@ -117,6 +132,7 @@ class DataConfig:
     broken: str = "error"  # a picture that does not decode: error, or skip (counted and logged)
     fraction: float = 1.0  # share of the training pictures that is used
     num_generated: int = 512  # generated: pictures per split
+    faces: FacesConfig = field(default_factory=FacesConfig)
     coco: CocoConfig = field(default_factory=CocoConfig)
 
 
@@ -156,11 +172,19 @@ class ClassificationConfig:
 
 
 @dataclass
+class IdentificationConfig:
+    margin_loss: str = "am_softmax"  # am_softmax, cosface, arcface
+    scale: float = 30.0  # on the cosines (D6)
+    margin: float = 0.35  # of the cosine; for arcface of the angle, in radians (D6)
+
+
+@dataclass
 class TaskConfig:
     """What is learned and how it is measured; a task's options lie in the section of its name."""
 
     name: str = "classification"
     classification: ClassificationConfig = field(default_factory=ClassificationConfig)
+    identification: IdentificationConfig = field(default_factory=IdentificationConfig)
     module: str | None = None  # Python module that registers a task from outside the package
     options: Any = None  # a dictionary, of a task from outside, which checks them itself
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
-from drconv.config import Config, TaskConfig
+from drconv.config import Config, FacesConfig, TaskConfig
 from drconv.config_detection import SECTIONS, detection_problems
 from drconv.config_ranges import range_problems
 from drconv.errors import ConfigError
@@ -24,12 +24,16 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "model.drconv.guide_norm": ("none", "batch"),
     "model.condconv.routing": ("block", "own"),
     "model.detector.norm": ("batch", "frozen"),
-    "data.name": ("digits", "imagefolder", "imagenet", "generated", "coco", "scenes"),
+    "data.name": (
+        *("digits", "imagefolder", "imagenet", "generated", "generated_faces", "face_folders", "ms1mv2"),
+        *("coco", "scenes"),
+    ),
     "data.coco.layout": ("2017", "2014"),
     "data.augment.crop": ("random_resized", "pad", "none"),
     "data.interpolation": ("bilinear", "bicubic"),
     "data.channel_order": ("rgb", "bgr"),
     "data.broken": ("error", "skip"),
+    "task.identification.margin_loss": ("am_softmax", "cosface", "arcface"),
     "recipe.optimizer.decay": ("matrices", "all"),
     "recipe.schedule.name": ("linear", "cosine", "multistep", "constant"),
     "runtime.device": ("auto", "cpu", "cuda"),
@@ -49,7 +53,8 @@ WIDTHS = {  # that a network can have; others have any
     "mobilefacenet": (1.0, 1.0),
     "detnas_300m": (1.0, 1.0),
 }
-DATA_WITH_ROOT = ("imagefolder", "imagenet", "coco")
+DATA_WITH_ROOT = ("imagefolder", "imagenet", "face_folders", "ms1mv2", "coco")
+FACES = ("generated_faces", "face_folders", "ms1mv2")
 
 
 def validate(config: Config) -> None:
@@ -103,6 +108,7 @@ def _problems(config: Config) -> Iterator[str]:
     yield from _length_and_schedule(config)
     yield from _batch(config)
     yield from _data(config)
+    yield from _faces(config)
     yield from _device(config)
     yield from _task(config)
     yield from _without_effect(config)
@@ -178,9 +184,9 @@ def _data(config: Config) -> Iterator[str]:
         yield "data=generated needs data.num_classes"
     if data.name == "digits" and data.num_classes not in (None, 10):
         yield f"data.num_classes={data.num_classes}, and the embedded digits have 10; leave the key out"
-    if config.model.name == "mobilefacenet":
-        yield "model=mobilefacenet gives embeddings, and task.name=classification needs classes; choose another model"
-    if data.root is not None and not Path(data.root).is_dir():
+    if data.root is not None and not Path(data.root).is_dir() and data.name in FACES:
+        yield f"data.root={data.root} is not a folder"
+    elif data.root is not None and not Path(data.root).is_dir():
         yield (
             f"data.root={data.root} is not a folder; expected {data.root}/{data.train_split}/<class>/<picture> and "
             f"{data.root}/{data.val_split}/<class>/<picture>"
@@ -192,6 +198,20 @@ def _data(config: Config) -> Iterator[str]:
             yield f"{key}={path} is not a file"
     if config.weights is not None and config.backbone is not None:
         yield "give either weights= (the whole network) or backbone= (what fits), not both"
+
+
+def _faces(config: Config) -> Iterator[str]:
+    data = config.data
+    if config.model.name == "mobilefacenet" and config.task.name == "classification":
+        yield "model=mobilefacenet gives embeddings, and task.name=classification needs classes; choose another model"
+    if (data.name in FACES) != (config.task.name == "identification") and config.task.name in TASKS:
+        yield f"data={data.name} does not fit task.name={config.task.name}; faces are {', '.join(FACES)}"
+    if data.name not in FACES and data.faces != FacesConfig():
+        yield f"data.faces has no effect under data.name={data.name}"
+    if data.faces.window is not None and (len(data.faces.window) != 2 or min(data.faces.window) < 1):
+        yield f"data.faces.window={data.faces.window} must be two numbers of pixels, rows and columns"
+    if data.faces.probes is not None and data.faces.held_out:
+        yield "give either data.faces.probes (a folder) or data.faces.held_out (a share of the training identities)"
 
 
 def _device(config: Config) -> Iterator[str]:

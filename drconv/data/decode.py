@@ -23,7 +23,7 @@ def read_picture(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS, exi
 
     The content decides the format, not the file's ending: ImageNet has a PNG that is called JPEG. 16-bit grey is
     scaled to 8 bits; of an animation the first picture is taken; transparency is dropped. EXIF orientation is ignored
-    unless ``exif`` asks for it, as in every published pipeline for ImageNet and COCO.
+    unless asked for, as in every published pipeline for ImageNet and COCO.
 
     Raises:
         DataError: the file is missing, no regular file, truncated, of another format, larger than ``max_pixels``, or
