@@ -43,7 +43,18 @@ RANGES: dict[str, str] = {
     "data.augment.flip": "[0, 1]",
     "data.augment.jitter": "[0, 10]",
     "data.augment.rotate": "[0, 180]",
+    "data.faces.held_out": "[0, 1)",
+    "data.faces.identities": "[1, 10000000]",
+    "data.faces.each": "[1, 1000000]",
+    "data.faces.window": "[1, 4096]",
+    "data.coco.sizes": "[1, 8192]",
+    "data.coco.max_size": "[1, 16384]",
+    "model.detector.frozen_stages": "[0, 5]",
+    "model.detector.rois": "[1, 100000]",
+    "model.drconv.filter_sharing_end": "[0, 1]",
     "task.classification.label_smoothing": "[0, 1)",
+    "task.identification.scale": "(0, 10000]",
+    "task.identification.margin": "[0, 10]",
     "recipe.steps": "[1, 1000000000]",
     "recipe.epochs": "(0, 1000000]",
     "recipe.batch_size": "[1, 1000000]",
@@ -119,7 +130,7 @@ def _values(owner: Any, parts: list[str]) -> Iterator[Any]:
             yield from _values(item, parts)
     elif not parts:
         yield owner
-    elif (value := getattr(owner, parts[0])) is not None:
+    elif (value := getattr(owner, parts[0], None)) is not None:  # a key of a task that is not there yet
         if len(parts) == 1:
             yield value
         else:
