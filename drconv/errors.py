@@ -32,6 +32,10 @@ class WeightsError(UserError):
     """A weights file is damaged or belongs to another network."""
 
 
+class ExportError(UserError):
+    """What was exported computes something else than the network, or cannot be built."""
+
+
 def of_lost_loader(error: BaseException) -> DataError | None:
     """The error of a user for a loader process that was killed: torch raises its own wherever the run happens to be."""
     if not isinstance(error, RuntimeError) or "DataLoader worker" not in str(error):

@@ -63,6 +63,7 @@ ALLOWED = {  # part of drconv: parts it may import from, besides itself, config 
     "tasks": {"data", "distributed", "files", "interfaces", "nn", "weights"},
     "results": {"compose", "files", "identity", "migrations", "nn", "paths", "tasks"},
     "figures": {"nn"},
+    "export": {"nn"},
     "config_check": {"config_ranges", "paths", "tasks", "world"},
     "messages": {"paths"},
     "identity": set(),

@@ -1,6 +1,6 @@
 """Filter generators: how the filters of an image are made from it (section 3.2 of the paper, decision D1)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from drconv.nn.kernels.geometry import Pair
+from drconv.nn.plain import standard
 from drconv.nn.precision import without_autocast
 
 
+@standard
 class PooledGate(nn.Module):
     """Average pooling, a 1x1 convolution, a sigmoid: the generator's first layer. Runs in fp32.
 
@@ -47,8 +49,6 @@ class PooledGate(nn.Module):
         """(B, C, H, W) to (B, units), or (B, units, K, K) for more than one tap; at least fp32."""
         with without_autocast(x):
             return self._gate(x)
-
-    own_forward = forward  # what the fast path of inference stands for; a subclass may override forward
 
     def _gate(self, x: Tensor) -> Tensor:
         precise = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -123,7 +123,9 @@ def mix_experts(weight: Tensor, mixing: Tensor) -> Tensor:
     return mixed.view(mixing.shape[0], mixing.shape[1] // experts, *weight.shape[1:])
 
 
-def remake_in_backward(filters: Tensor, make: Callable[[], Tensor]) -> saved_tensors_hooks:
+def remake_in_backward(
+    filters: Tensor, make: Callable[[], Tensor], sources: Sequence[Tensor | None]
+) -> saved_tensors_hooks:
     """A context in which ``filters`` is not kept for the backward pass but made again there.
 
     Filters of every image are the largest tensors of a DRConv network (100 MB per image for MobileNetV1 in fp32),
@@ -132,8 +134,11 @@ def remake_in_backward(filters: Tensor, make: Callable[[], Tensor]) -> saved_ten
     Args:
         filters: the tensor that operations inside the context would keep.
         make: returns the same values again.
+        sources: what it makes them from. Like tensors that are kept, these must not change before the backward pass,
+            which then raises as ``nn.Conv2d`` does.
     """
     pointer, shape = filters.data_ptr(), filters.shape
+    versions = [(source, source._version) for source in sources if source is not None]
 
     def pack(tensor: Tensor) -> Tensor | None:
         return None if tensor.data_ptr() == pointer and tensor.shape == shape else tensor
@@ -141,6 +146,13 @@ def remake_in_backward(filters: Tensor, make: Callable[[], Tensor]) -> saved_ten
     def unpack(kept: Tensor | None) -> Tensor:
         if kept is not None:
             return kept
+        for source, version in versions:
+            if source._version != version:
+                raise RuntimeError(
+                    "one of the variables needed for gradient computation has been modified by an inplace operation: "
+                    f"filters of DRConv2d {tuple(source.shape)} are at version {source._version}; expected version "
+                    f"{version} instead. Change them after the backward pass."
+                )
         with torch.no_grad():
             return make()
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from drconv.nn.kernels import segments
+from drconv.nn.kernels import flops, segments
 from drconv.nn.kernels.geometry import Geometry
 from drconv.nn.kernels.rows import (
     as_image,
@@ -28,6 +28,7 @@ from drconv.nn.kernels.rows import (
     to_image,
     to_rows,
 )
+from drconv.nn.kernels.transforms import refuse_tangents
 
 _CHUNK = 1 << 20  # numbers per piece of the M responses: 4 MB in fp32, which stays in a CPU's cache
 _CHUNK_CUDA = 1 << 26
@@ -56,7 +57,7 @@ def region_conv2d(
         return _operator(x, weight, logits, scale, _numbers(geometry))
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, logits, scale)):
         return _RegionConv2d.apply(x, weight, logits, scale, geometry)
-    return _forward(x, weight, logits, scale, geometry)
+    return forward(x, weight, logits, scale, geometry)
 
 
 class _RegionConv2d(torch.autograd.Function):
@@ -66,16 +67,16 @@ class _RegionConv2d(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight, logits, scale)
         ctx.geometry = geometry
-        return _forward(x, weight, logits, scale, geometry)
+        return forward(x, weight, logits, scale, geometry)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, logits, scale = ctx.saved_tensors
-        return *_backward(grad, x, weight, logits, scale, ctx.geometry, ctx.needs_input_grad[:4]), None
+        return *backward(grad, x, weight, logits, scale, ctx.geometry, ctx.needs_input_grad[:4]), None
 
 
-def _forward(x: Tensor, weight: Tensor, logits: Tensor, scale: Tensor | None, geometry: Geometry) -> Tensor:
+def forward(x: Tensor, weight: Tensor, logits: Tensor, scale: Tensor | None, geometry: Geometry) -> Tensor:
     batch, _, height, width = logits.shape
     out_channels = weight.shape[2]
     if x.numel() == 0:
@@ -88,7 +89,7 @@ def _forward(x: Tensor, weight: Tensor, logits: Tensor, scale: Tensor | None, ge
     return as_image(output, (batch, height, width), x)
 
 
-def _backward(
+def backward(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -197,7 +198,8 @@ def _operator(
     geometry: list[int],
 ) -> Tensor:
     """The forward pass as one opaque operator for ``torch.compile`` and ``torch.export``."""
-    return _forward(x, weight, logits, scale, _geometry(geometry))
+    refuse_tangents(x, weight, logits, scale)
+    return forward(x, weight, logits, scale, _geometry(geometry))
 
 
 @_operator.register_fake
@@ -217,7 +219,7 @@ def _operator_backward(
     needs: list[bool],
 ) -> list[Tensor]:
     """The backward pass as one operator; empty tensors stand for gradients that are not needed."""
-    gradients = _backward(grad, x, weight, logits, scale, _geometry(geometry), tuple(needs))
+    gradients = backward(grad, x, weight, logits, scale, _geometry(geometry), tuple(needs))
     return [grad.new_empty(0) if g is None else g.contiguous() for g in gradients]
 
 
@@ -247,6 +249,7 @@ def _operator_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _operator.register_autograd(_operator_gradient, setup_context=_setup_context)
+flops.register_torch()
 
 
 def _numbers(geometry: Geometry) -> list[int]:
