@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
-from drconv.config import Config, TaskConfig
+from drconv.config import Config, FacesConfig, TaskConfig
 from drconv.config_ranges import range_problems
 from drconv.errors import ConfigError
 from drconv.paths import CONFIGS
@@ -22,11 +22,17 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "model.drconv.guide": ("block", "own"),
     "model.drconv.guide_norm": ("none", "batch"),
     "model.condconv.routing": ("block", "own"),
-    "data.name": ("digits", "imagefolder", "imagenet", "generated"),
+    "model.detector.norm": ("batch", "frozen"),
+    "data.name": (
+        *("digits", "imagefolder", "imagenet", "generated", "generated_faces", "face_folders", "ms1mv2"),
+        *("coco", "scenes"),
+    ),
+    "data.coco.layout": ("2017", "2014"),
     "data.augment.crop": ("random_resized", "pad", "none"),
     "data.interpolation": ("bilinear", "bicubic"),
     "data.channel_order": ("rgb", "bgr"),
     "data.broken": ("error", "skip"),
+    "task.identification.margin_loss": ("am_softmax", "cosface", "arcface"),
     "recipe.optimizer.decay": ("matrices", "all"),
     "recipe.schedule.name": ("linear", "cosine", "multistep", "constant"),
     "runtime.device": ("auto", "cpu", "cuda"),
@@ -41,8 +47,16 @@ LENGTHS = {  # lists of so many numbers
     "data.augment.crop_scale": 2,
     "data.augment.crop_ratio": 2,
 }
-WIDTHS = {"shufflenetv2": (0.25, 2.0), "mobilefacenet": (1.0, 1.0)}  # that a network can have; others have any
-DATA_WITH_ROOT = ("imagefolder", "imagenet")
+WIDTHS = {  # that a network can have; others have any
+    "shufflenetv2": (0.25, 2.0),
+    "mobilefacenet": (1.0, 1.0),
+    "detnas_300m": (1.0, 1.0),
+}
+DATA_WITH_ROOT = ("imagefolder", "imagenet", "face_folders", "ms1mv2", "coco")
+FACES = ("generated_faces", "face_folders", "ms1mv2")
+DETECTION_DATA = ("coco", "scenes")
+DETECTION_SECTIONS = (("model", "detector"), ("data", "coco"))
+DETECTORS = ("mask_rcnn_r50", "detnas_300m_fpn")
 
 
 def validate(config: Config) -> None:
@@ -96,6 +110,7 @@ def _problems(config: Config) -> Iterator[str]:
     yield from _length_and_schedule(config)
     yield from _batch(config)
     yield from _data(config)
+    yield from _faces(config)
     yield from _device(config)
     yield from _task(config)
     yield from _without_effect(config)
@@ -106,7 +121,7 @@ def model_names() -> list[str]:
     """The choices of ``model.name``: those of the files in ``configs/model/``; none where the package is installed
     without them."""
     texts = (path.read_text() for path in (CONFIGS / "model").glob("*.yaml"))
-    return sorted({found[1] for text in texts if (found := re.search(r"^name: *(\w+)", text, re.M))})
+    return sorted({found[1] for text in texts if (found := re.search(r"^ *name: *(\w+)", text, re.M))})
 
 
 def _network(config: Config) -> Iterator[str]:
@@ -171,19 +186,51 @@ def _data(config: Config) -> Iterator[str]:
         yield "data=generated needs data.num_classes"
     if data.name == "digits" and data.num_classes not in (None, 10):
         yield f"data.num_classes={data.num_classes}, and the embedded digits have 10; leave the key out"
-    if config.model.name == "mobilefacenet":
-        yield "model=mobilefacenet gives embeddings, and task.name=classification needs classes; choose another model"
-    if data.root is not None and not Path(data.root).is_dir():
+    if data.root is not None and not Path(data.root).is_dir() and data.name in FACES:
+        yield f"data.root={data.root} is not a folder"
+    elif data.root is not None and not Path(data.root).is_dir():
         yield (
             f"data.root={data.root} is not a folder; expected {data.root}/{data.train_split}/<class>/<picture> and "
             f"{data.root}/{data.val_split}/<class>/<picture>"
         )
+    yield from _detection(config)
     for key in ("weights", "backbone"):
         path = getattr(config, key)
         if path is not None and not Path(path).is_file():
             yield f"{key}={path} is not a file"
     if config.weights is not None and config.backbone is not None:
         yield "give either weights= (the whole network) or backbone= (what fits), not both"
+
+
+def _faces(config: Config) -> Iterator[str]:
+    data = config.data
+    if config.model.name == "mobilefacenet" and config.task.name == "classification":
+        yield "model=mobilefacenet gives embeddings, and task.name=classification needs classes; choose another model"
+    if (data.name in FACES) != (config.task.name == "identification") and config.task.name in TASKS:
+        yield f"data={data.name} does not fit task.name={config.task.name}; faces are {', '.join(FACES)}"
+    if data.name not in FACES and data.faces != FacesConfig():
+        yield f"data.faces has no effect under data.name={data.name}"
+    if data.faces.window is not None and (len(data.faces.window) != 2 or min(data.faces.window) < 1):
+        yield f"data.faces.window={data.faces.window} must be two numbers of pixels, rows and columns"
+    if data.faces.probes is not None and data.faces.held_out:
+        yield "give either data.faces.probes (a folder) or data.faces.held_out (a share of the training identities)"
+
+
+def _detection(config: Config) -> Iterator[str]:
+    data, task, is_detection = config.data, config.task.name, config.task.name == "detection"
+    if is_detection != (data.name in DETECTION_DATA):
+        yield f"data.name={data.name} does not go with task.name={task}; detection takes {' and '.join(DETECTION_DATA)}"
+    if is_detection != (config.model.name in DETECTORS):
+        yield f"model.name={config.model.name} does not go with task.name={task}; detectors are {', '.join(DETECTORS)}"
+    if not is_detection:
+        return
+    if not data.coco.sizes or min(data.coco.sizes) < 1:
+        yield f"data.coco.sizes={data.coco.sizes} must be a list of one or more sizes in pixels"
+    if config.model.detector.norm == "frozen" and config.backbone is None and config.weights is None:
+        yield "model.detector.norm=frozen needs backbone= or weights=: norms frozen at their start are no norms at all"
+    for key, plain in (("broken", "error"), ("holdout", 0.0), ("fraction", 1.0), ("num_classes", None)):
+        if getattr(data, key) != plain:
+            yield f"data.{key}={getattr(data, key)} has no effect under task.name=detection"
 
 
 def _device(config: Config) -> Iterator[str]:
@@ -216,6 +263,8 @@ def _without_effect(config: Config) -> Iterator[str]:
         *(("model", section, config.model.conv, "model.conv") for section in ("drconv", "condconv")),
         *(("task", section, config.task.name, "task.name") for section in TASKS if hasattr(config.task, section)),
     ]
+    if config.task.name != "detection":
+        sections += [(owner, section, config.task.name, "task.name") for owner, section in DETECTION_SECTIONS]
     for owner, section, used, key in sections:
         if section == used:
             continue
