@@ -90,7 +90,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def features_of(config, options: argparse.Namespace, folder: Path, entries: TemplateList) -> Floats:
+def features_of(config: Config | None, options: argparse.Namespace, folder: Path, entries: TemplateList) -> Floats:
     """Unit rows of a list."""
     if config is None:
         return read_features(folder, entries.paths, options.suffix)
