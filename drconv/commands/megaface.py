@@ -17,6 +17,7 @@ import numpy as np
 
 from drconv.commands.predict import load_embedder
 from drconv.compose import config_of_run
+from drconv.config import Config
 from drconv.errors import ConfigError
 from drconv.files import replace_file
 from drconv.messages import exit_with
