@@ -71,6 +71,12 @@ TASKS: dict[str, TaskEntry] = {
             *("*/threshold_*", "*/tar_*", "*/pairs"),
         ),
     ),
+    "detection": TaskEntry(
+        "drconv.tasks.detection",
+        "Detection",
+        Headline("val/box_ap", "box AP", "%"),
+        ("val/box_ap*", "val/mask_ap*", "val/pictures", "val/detections"),
+    ),
 }
 
 
