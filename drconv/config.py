@@ -88,6 +88,7 @@ class DataConfig:
         default_factory=lambda: [123.675, 116.28, 103.53]
     )  # of pixels in 0..255, in channel_order
     std: list[float] = field(default_factory=lambda: [58.395, 57.12, 57.375])
+    in_memory: bool = False  # pictures of one size are decoded once and kept, for sets such as CIFAR-10
     holdout: float = 0.0  # share of the training set that is cut off and evaluated on instead of val (for choosing)
     broken: str = "error"  # a picture that does not decode: error, or skip (counted and logged)
     fraction: float = 1.0  # share of the training pictures that is used

@@ -19,6 +19,7 @@ SMALL_IMAGE = 64  # pixels; stem=auto keeps the resolution up to this size
 BUILDERS: dict[str, tuple[str, str]] = {
     "shufflenetv2": ("models.shufflenetv2", "ShuffleNetV2"),
     "mobilenetv1": ("models.mobilenetv1", "build_mobilenetv1"),
+    "mobilenetv1_short": ("models.mobilenetv1_short", "ShortMobileNetV1"),
     "mobilenetv2": ("models.mobilenetv2", "build_mobilenetv2"),
     "mobilefacenet": ("models.mobilefacenet", "build_mobilefacenet"),
 }

@@ -9,7 +9,7 @@ from drconv.config import DataConfig
 from drconv.data.dataset import PictureDataset, balanced_choice
 from drconv.data.hashing import hash_integers
 from drconv.data.imagenet import index_flat_validation, is_flat
-from drconv.data.memory import GeneratedSource, load_digits
+from drconv.data.memory import DecodedSource, GeneratedSource, load_digits
 from drconv.data.source import FileSource, Source, check_same_classes, class_folders, split_folder
 from drconv.data.transforms import EvalTransform, TrainTransform
 from drconv.errors import ConfigError
@@ -36,6 +36,7 @@ def build_dataset(config: DataConfig, split: str, seed: int = 0) -> PictureDatas
     """
     _check(config, split)
     source = _SOURCES[config.name](config, "train" if config.holdout else split)
+    source = DecodedSource(source) if config.in_memory else source
     transform = TrainTransform(config) if split == "train" else EvalTransform(config)
     positions = _positions(source.labels, config, split, seed)
     if positions is not None and len(positions) == 0:
