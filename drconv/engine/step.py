@@ -13,6 +13,7 @@ from drconv.config import Config
 from drconv.engine.optimizer import set_lr
 from drconv.engine.schedule import lr_factor
 from drconv.engine.state import TrainState
+from drconv.nn.conv import set_progress
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -37,6 +38,7 @@ def train_step(
         The task's scalars, averaged over the micro-batches of this rank, still on the device.
     """
     seed_step(config.seed, state.step)
+    set_progress(state.task, state.step / num_steps)
     accumulate = config.runtime.accumulate
     logged: dict[str, Tensor] = {}
     for part in range(accumulate):

@@ -51,6 +51,8 @@ class DRConv2d(FilterBank):
             1/sqrt(experts) with "experts", as in the released code.
         filter_sharing: share of all regions' filter gradients in a region's own, see ``share_gradient``; 0 as printed
             (D11). For "grouped" only: experts are shared by construction.
+        filter_sharing_end: the share at the end of training, to which it falls (or rises) linearly as ``set_progress``
+            says; None for a constant one.
         generator_gradient: factor on the gradient of the generator's first layer and what flows on from it; 1 as
             printed (D11).
         guide: "own" (k x k, as the text says) or "shared" (the caller passes logits) (D2).
@@ -95,6 +97,7 @@ class DRConv2d(FilterBank):
         init_noise: float = 0.1,
         init_gain: float | None = 0.5,
         filter_sharing: float = 0.9,
+        filter_sharing_end: float | None = None,
         generator_gradient: float = 0.1,
         guide: str = "own",
         guide_stride: int = 1,
@@ -114,7 +117,9 @@ class DRConv2d(FilterBank):
         self.padding, self.dilation = pair(padding), pair(dilation)
         self.regions, self.experts = regions, experts if generator == "experts" else None
         self.init_noise, self.init_gain = init_noise, init_gain
-        self.filter_sharing, self.generator_gradient = filter_sharing, generator_gradient
+        self.filter_sharing, self.filter_sharing_end = filter_sharing, filter_sharing_end
+        self.progress = 0.0
+        self.generator_gradient = generator_gradient
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         shape = (out_channels, in_channels // groups, *self.kernel_size)
         self.weight = nn.Parameter(torch.empty(self.experts or hidden, *shape, **factory))
@@ -242,9 +247,12 @@ class DRConv2d(FilterBank):
         return gate if self.generator_gradient == 1 else scale_gradient(gate, self.generator_gradient)
 
     def _shared_weight(self) -> Tensor:
-        if self.filter_sharing == 0 or self.experts is not None:
+        share = self.filter_sharing
+        if self.filter_sharing_end is not None:
+            share += (self.filter_sharing_end - share) * self.progress
+        if share == 0 or self.experts is not None:
             return self.weight
-        return share_gradient(self.weight, self.filter_sharing)
+        return share_gradient(self.weight, share)
 
     def _convolve(self, x: Tensor, guide: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
         return region_conv2d(
@@ -294,6 +302,13 @@ class DRConv2d(FilterBank):
         if self.experts is not None:
             text += f", experts={self.experts}"
         return text if self.bias is not None else text + ", bias=False"
+
+
+def set_progress(network: nn.Module, progress: float) -> None:
+    """Tell the layers how much of the training is done, 0 to 1, for ``filter_sharing_end``."""
+    for module in network.modules():
+        if isinstance(module, DRConv2d):
+            module.progress = progress
 
 
 def _fill(tensor: Tensor, std: float) -> Tensor:
