@@ -25,13 +25,13 @@ class DRConvConfig:
     init_noise: float = (
         0.1  # spread of the filters over the regions at the start, as a share of the filter's own spread
     )
-    init_gain: float | None = 0.5  # standard deviation of a filter over the usual one; null for 1/sqrt(m) (D11)
+    init_gain: float | None = None  # standard deviation of a filter over the usual one; null for 1/sqrt(m)
     filter_sharing: float = 0.9  # share of all regions' filter gradients in a region's own; 0 as printed (D11)
     filter_sharing_end: float | None = None  # the share that it reaches linearly at the end; null for a constant one
     generator_gradient: float = 0.1  # factor on the gradient of the generator's first layer; 1 as printed (D11)
     guide: str = "block"  # block: one 1x1 guide for all DRConvs of a block; own: one k x k guide per DRConv (D2)
     guide_stride: int = 1  # the guide is computed at 1/guide_stride of the resolution, then resized (nearest)
-    guide_norm: str = "batch"  # none: as printed; scale: one scale for all logits; batch: a batch norm (D11)
+    guide_norm: str = "none"  # none: as printed; scale: one scale for all logits; batch: batch norm without affine
     guide_gradient: float = 1.0  # factor on the gradient that reaches the guide (the released code's beta)
     feature_gradient: float = 1.0  # factor on the part of that gradient which flows on into the features
     guide_frozen: bool = False  # true: the guide stays at its random start

@@ -30,7 +30,7 @@ class Guide(nn.Module):
         padding: as there.
         dilation: as there.
         norm: "none", as printed; "scale" for one scale common to all logits (``LogitScale``); "batch" for a batch norm
-            without affine, which asks every region to win equally often (D11).
+            without affine, which asks every region to win equally often.
         gradient: factor on the logits' gradient (the released code's beta); 1 as printed.
         feature_gradient: factor on the part that reaches the input; 0 cuts it off.
         frozen: the filter stays at its random start.
@@ -48,7 +48,7 @@ class Guide(nn.Module):
         padding: int | Pair = 0,
         dilation: int | Pair = 1,
         *,
-        norm: str = "batch",
+        norm: str = "none",
         gradient: float = 1.0,
         feature_gradient: float = 1.0,
         frozen: bool = False,

@@ -12,16 +12,16 @@ DEPTH = 3  # layers of the network
 
 
 def draw_maps(batch: int, generator: torch.Generator) -> Tensor:
-    """Smooth random maps (B, C, H, W), enlarged (bicubic) from 4x4, plus white noise: neighbours resemble each other."""
+    """Smooth random maps (B, C, H, W), enlarged (bicubic) from 4x4, plus white noise: neighbours are alike."""
     coarse = torch.randn(batch, CHANNELS, COARSE, COARSE, generator=generator)
     smooth = F.interpolate(coarse, size=(SIZE, SIZE), mode="bicubic", align_corners=False)
     return smooth + NOISE * torch.randn(smooth.shape, generator=generator)
 
 
 class PlantedLayer(nn.Module):
-    """A convolution with a filter for each region; regions are the arg max of a 1x1 guide, everything is drawn at random.
+    """A convolution with a filter for each region; regions are the arg max of a 1x1 guide.
 
-    Filters are independent and keep the input's variance.
+    Guide and filters are drawn at random, filters independently so that they keep the input's variance.
     """
 
     def __init__(self, regions: int, generator: torch.Generator) -> None:
