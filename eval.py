@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from drconv.cli import command, config_of_run
+from drconv.cli import command
+from drconv.compose import config_of_run
 from drconv.config import Config
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -17,15 +18,15 @@ def evaluate(config: Config) -> float:
 
 def worker(config: Config) -> float:
     """One rank of an evaluation, from data to record."""
-    from drconv.engine.data import Data
     from drconv.engine.eval_run import EvalRun
-    from drconv.tasks import build_task
+    from drconv.tasks import find_task
     from models import create_model
 
     with EvalRun(config) as run:
-        data = Data(config)
-        network = create_model(config.model, data.num_classes, config.data.image_size)
-        task = build_task(config, network)
+        data = run.load_data()
+        facts = data.evaluation_facts
+        network = create_model(config.model, facts.num_outputs, facts.input_size)
+        task = find_task(config.task)(network, config, facts)
         metrics = run.evaluate(task, data)
         return run.record(metrics)
 

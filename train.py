@@ -19,23 +19,21 @@ def train(config: Config) -> float:
 
 def worker(config: Config) -> float:
     """One rank of a run, from data to record."""
-    from drconv.engine.checkpoint import load_weights
-    from drconv.engine.data import Data
     from drconv.engine.dry_run import dry_run
     from drconv.engine.run import Run
     from drconv.engine.trainer import Trainer
-    from drconv.tasks import build_task
+    from drconv.tasks import find_task
     from models import create_model
 
     with Run(config) as run:
         if run.finished is not None:
             return run.finished
-        data = Data(config)
+        data = run.load_data()
         run.announce(data)
-        network = create_model(config.model, data.num_classes, config.data.image_size)
-        if config.weights is not None:
-            load_weights(Path(config.weights), network)
-        task = build_task(config, network)
+        facts = data.train.facts
+        network = create_model(config.model, facts.num_outputs, facts.input_size)
+        task = find_task(config.task)(network, config, facts)
+        run.start_from(task)
         if config.runtime.dry_run:
             return dry_run(config, task, data, run.device)
         trainer = Trainer(config, task, data, run.folder, run.device)

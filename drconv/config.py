@@ -5,6 +5,7 @@ Hydra composes the files of ``configs/`` under this schema; ``drconv.config_chec
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -97,6 +98,15 @@ class DataConfig:
 
 
 @dataclass
+class GroupConfig:
+    """Parameters with a learning rate or weight decay of their own; the first group that a name matches counts."""
+
+    match: str = MISSING  # pattern of parameter names, such as "network.embedding.*"; * stands for any text
+    lr: float = 1.0  # factor on the learning rate
+    weight_decay: float | None = None  # null for what optimizer.decay says
+
+
+@dataclass
 class OptimizerConfig:
     lr: float = MISSING  # at the recipe's batch size; never rescaled behind the user's back
     momentum: float = 0.9
@@ -105,6 +115,7 @@ class OptimizerConfig:
     decay: str = "matrices"  # matrices: weights with more than one dimension (the original's rule); all: everything
     guide_lr: float = 1.0  # factor on the learning rate of the guides
     guide_weight_decay: float | None = None  # null for weight_decay
+    groups: list[GroupConfig] = field(default_factory=list)  # parameters with a rate or decay of their own
 
 
 @dataclass
@@ -117,9 +128,23 @@ class ScheduleConfig:
 
 
 @dataclass
+class ClassificationConfig:
+    label_smoothing: float = 0.0
+
+
+@dataclass
+class TaskConfig:
+    """What is learned and how it is measured; a task's options lie in the section of its name."""
+
+    name: str = "classification"
+    classification: ClassificationConfig = field(default_factory=ClassificationConfig)
+    module: str | None = None  # Python module that registers a task from outside the package
+    options: Any = None  # a dictionary, of a task from outside, which checks them itself
+
+
+@dataclass
 class RecipeConfig:
     name: str = MISSING
-    task: str = "classification"
     note: str | None = None  # one line printed when the run starts
     steps: int | None = None  # length of the run; give steps or epochs
     epochs: float | None = None
@@ -127,7 +152,6 @@ class RecipeConfig:
     eval_batch_size: int = 200  # per device
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    label_smoothing: float = 0.0
     clip_norm: float | None = None
     ema_decay: float | None = None
     bn_reestimation_steps: int = 0  # training batches over which BN statistics are averaged again at the end
@@ -165,7 +189,7 @@ class ExperimentConfig:
     """What a row of a table claims; filled by the files of ``configs/experiment/``."""
 
     id: str | None = None  # table1/drconv_shufflenetv2_0.5x
-    metric: str | None = None  # top1, rank1, box_ap
+    metric: str | None = None  # null for the task's headline; another one as <evaluation set>/<name>
     paper: float | None = None  # the printed number
     tolerance: float | None = None  # in the metric's unit
     decisions: list[str] = field(default_factory=list)  # ids of docs/deviations.md in force
@@ -176,6 +200,7 @@ class ExperimentConfig:
 class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
@@ -183,5 +208,6 @@ class Config:
     seed: int = 0
     overwrite: bool = False  # redo a finished run, or one that does not fit; one that was stopped continues
     weights: str | None = None  # safetensors file: training starts from it, eval.py evaluates it
+    backbone: str | None = None  # weights file: training starts from those tensors that fit, and lists the others
     outputs: str = "outputs"  # folder of the run folders
     run: str | None = None  # the run's folder; null for a name made of the choices and overrides, below outputs

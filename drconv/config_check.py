@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
-from drconv.config import CondConvConfig, Config, DRConvConfig
+from drconv.config import Config, TaskConfig
 from drconv.errors import ConfigError
+from drconv.tasks.registry import TASKS, find_entry
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CHOICES: dict[str, tuple[str | None, ...]] = {
@@ -24,7 +25,6 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "data.interpolation": ("bilinear", "bicubic"),
     "data.channel_order": ("rgb", "bgr"),
     "data.broken": ("error", "skip"),
-    "recipe.task": ("classification",),
     "recipe.optimizer.decay": ("matrices", "all"),
     "recipe.schedule.name": ("linear", "cosine", "multistep", "constant"),
     "runtime.device": ("auto", "cpu", "cuda"),
@@ -62,7 +62,7 @@ LENGTHS = {  # lists of so many numbers
     "data.augment.crop_ratio": 2,
 }
 WIDTHS = {"shufflenetv2": (0.25, 2.0), "mobilefacenet": (1.0, 1.0)}  # that a network can have; others have any
-SHARES = ("data.holdout", "recipe.label_smoothing")
+SHARES = ("data.holdout", "task.classification.label_smoothing")
 DATA_WITH_ROOT = ("imagefolder", "imagenet")
 
 
@@ -104,6 +104,7 @@ def _problems(config: Config) -> Iterator[str]:
     yield from _batch(config)
     yield from _data(config)
     yield from _device(config)
+    yield from _task(config)
     yield from _without_effect(config)
     yield from _output_folder(config)
 
@@ -205,14 +206,18 @@ def _data(config: Config) -> Iterator[str]:
     if data.name == "digits" and data.num_classes not in (None, 10):
         yield f"data.num_classes={data.num_classes}, and the embedded digits have 10; leave the key out"
     if config.model.name == "mobilefacenet":
-        yield "model=mobilefacenet gives embeddings, and recipe.task=classification needs classes; choose another model"
+        yield "model=mobilefacenet gives embeddings, and task.name=classification needs classes; choose another model"
     if data.root is not None and not Path(data.root).is_dir():
         yield (
             f"data.root={data.root} is not a folder; expected {data.root}/{data.train_split}/<class>/<picture> and "
             f"{data.root}/{data.val_split}/<class>/<picture>"
         )
-    if config.weights is not None and not Path(config.weights).is_file():
-        yield f"weights={config.weights} is not a file"
+    for key in ("weights", "backbone"):
+        path = getattr(config, key)
+        if path is not None and not Path(path).is_file():
+            yield f"{key}={path} is not a file"
+    if config.weights is not None and config.backbone is not None:
+        yield "give either weights= (the whole network) or backbone= (what fits), not both"
 
 
 def _device(config: Config) -> Iterator[str]:
@@ -225,16 +230,35 @@ def _device(config: Config) -> Iterator[str]:
         yield "runtime.compile=true needs logging.region_usage=false: its hooks make it compile again"
 
 
+def _task(config: Config) -> Iterator[str]:
+    try:
+        entry = find_entry(config.task)
+    except ConfigError as error:
+        yield str(error)
+        return
+    metric = config.experiment.metric
+    if metric is not None and entry.full_name(metric) is None:
+        known = ", ".join(entry.metrics)
+        yield f"experiment.metric={metric} is no metric of task.name={config.task.name}; it computes {known}"
+    if config.task.name in TaskConfig.__dataclass_fields__ and config.task.options:
+        yield f"task.options are for tasks from outside; those of {config.task.name} lie in task.{config.task.name}"
+
+
 def _without_effect(config: Config) -> Iterator[str]:
-    """Options of a convolution that the model does not use would be ignored in silence."""
-    for section, default in (("drconv", DRConvConfig()), ("condconv", CondConvConfig())):
-        if config.model.conv == section:
+    """Options of a convolution or a task that the run does not use would be ignored in silence."""
+    sections = [
+        *(("model", section, config.model.conv, "model.conv") for section in ("drconv", "condconv")),
+        *(("task", section, config.task.name, "task.name") for section in TASKS if hasattr(config.task, section)),
+    ]
+    for owner, section, used, key in sections:
+        if section == used:
             continue
-        options = getattr(config.model, section)
-        for option in fields(default):
+        options = getattr(getattr(config, owner), section)
+        default = type(options)()
+        for option in fields(options):
             value = getattr(options, option.name)
             if value != getattr(default, option.name):
-                yield f"model.{section}.{option.name}={value} has no effect under model.conv={config.model.conv}"
+                yield f"{owner}.{section}.{option.name}={value} has no effect under {key}={used}"
 
 
 def _output_folder(config: Config) -> Iterator[str]:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -65,3 +65,45 @@ def on_main(function: Callable[[], Result]) -> Result:
     if isinstance(outcome[1], Exception):
         raise outcome[1]
     return outcome[0]  # type: ignore[return-value]
+
+
+def gather_objects(value: Result) -> list[Result]:
+    """The values of all ranks, in the order of the ranks, on rank 0; an empty list on the others."""
+    if world_size() == 1:
+        return [value]
+    gathered: list[Any] | None = [None] * world_size() if is_main() else None
+    dist.gather_object(value, gathered, dst=0)
+    return gathered or []
+
+
+def gather_tensors(values: Tensor) -> list[Tensor]:
+    """Tensors (N, ...) of all ranks, N may differ from rank to rank, on rank 0; an empty list on the others."""
+    if world_size() == 1:
+        return [values]
+    gathered = all_gather_tensors(values)
+    return gathered if is_main() else []
+
+
+def all_gather_tensors(values: Tensor) -> list[Tensor]:
+    """Tensors (N, ...) of all ranks on every rank; N may differ from rank to rank, the other dimensions must not."""
+    if world_size() == 1:
+        return [values]
+    length = torch.tensor([len(values)], device=values.device)
+    lengths = [torch.zeros_like(length) for _ in range(world_size())]
+    dist.all_gather(lengths, length)
+    longest = max(int(size) for size in lengths)
+    padded = values.new_zeros(longest, *values.shape[1:])
+    padded[: len(values)] = values
+    gathered = [torch.empty_like(padded) for _ in range(world_size())]
+    dist.all_gather(gathered, padded)
+    return [part[: int(size)] for part, size in zip(gathered, lengths, strict=True)]
+
+
+def all_gather_rows(own: Tensor) -> Tensor:
+    """The whole tensor of which every rank holds its own rows."""
+    return torch.cat(all_gather_tensors(own))
+
+
+def own_rows(whole: Tensor) -> Tensor:
+    """This rank's rows: the first ranks have one more where they do not come out even."""
+    return whole.tensor_split(world_size())[rank()]

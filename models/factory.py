@@ -13,6 +13,8 @@ from drconv.errors import ConfigError
 from drconv.nn import substitute
 
 LOSS_OPTIONS = ("balance_loss", "z_loss")  # options of model.drconv that the task reads, not the layer
+InputSize = int | tuple[int, int] | None
+TABLE_SIZE = 224  # pixels, for counting the replaced layers of networks whose pictures differ in size
 SMALL_IMAGE = 64  # pixels; stem=auto keeps the resolution up to this size
 
 # Module and function that build each network; imported on use, because torchvision and timm take seconds.
@@ -33,23 +35,24 @@ def available() -> list[str]:
     return sorted(BUILDERS)
 
 
-def create_model(config: ModelConfig, num_classes: int, image_size: int) -> nn.Module:
+def create_model(config: ModelConfig, num_classes: int | None, input_size: InputSize) -> nn.Module:
     """Builds a network for pictures (B, 3, H, W), giving logits (B, num_classes).
 
     MobileFaceNet takes faces (B, 3, 112, 96) and gives embeddings (B, 128); both numbers below mean nothing to it.
 
     Args:
         config: network, width, stem, and the convolution that replaces those of ``replaceable_layers`` (D3).
-        num_classes: number of classes.
-        image_size: pixels, decides the stem of ``stem=auto``.
+        num_classes: number of classes; None where the data have none, for networks without a classifier.
+        input_size: pixels, a side or rows and columns, decides the stem of ``stem=auto``; None where pictures differ.
 
     Raises:
         ConfigError: unknown network, or a width, pattern or option that does not fit it.
     """
-    small_stem = config.stem == "small" or (config.stem == "auto" and image_size <= SMALL_IMAGE)
+    rows = input_size if isinstance(input_size, int) or input_size is None else input_size[0]
+    small_stem = config.stem == "small" or (config.stem == "auto" and rows is not None and rows <= SMALL_IMAGE)
     try:
         network = _builder(config.name)(config.width, num_classes, small_stem, config.dropout)
-        _replace(network, config, image_size)
+        _replace(network, config, input_size)
     except ValueError as error:
         raise ConfigError(f"model={config.name} cannot be built: {error}") from error
     return network
@@ -63,13 +66,15 @@ def _builder(name: str) -> Callable[..., nn.Module]:
     return getattr(importlib.import_module(module), function)
 
 
-def _replace(network: nn.Module, config: ModelConfig, image_size: int) -> None:
+def _replace(network: nn.Module, config: ModelConfig, input_size: InputSize) -> None:
     if config.conv == "standard":
         return
     options: dict[str, dict[str, Any]] = {"drconv": asdict(config.drconv), "condconv": asdict(config.condconv)}
     chosen = {name: value for name, value in options.get(config.conv, {}).items() if name not in LOSS_OPTIONS}
     layers = config.layers or _published_layers(network, config)
-    substitute(network, config.conv, layers, input_size=getattr(network, "input_size", image_size), **chosen)
+    substitute(
+        network, config.conv, layers, input_size=getattr(network, "input_size", input_size or TABLE_SIZE), **chosen
+    )
 
 
 def _published_layers(network: nn.Module, config: ModelConfig) -> list[str]:

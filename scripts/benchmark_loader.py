@@ -29,8 +29,9 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from drconv.config import AugmentConfig, DataConfig
-from drconv.data import build_dataset, train_loader
+from drconv.data import train_loader
 from drconv.data.index import scan_class_folders
+from drconv.tasks.classification import build_dataset
 
 BATCH_SIZE = 64
 JITTER = 0.4

@@ -12,10 +12,11 @@ import time
 from pathlib import Path
 
 from drconv.config import DataConfig
-from drconv.data import DataError, build_dataset
-from drconv.data.check import find_problems, summarise
-from drconv.data.imagenet import is_flat
+from drconv.data import DataError
 from drconv.data.index import save_index, scan_class_folders
+from drconv.tasks.classification import build_dataset
+from drconv.tasks.classification.check import find_problems, summarise
+from drconv.tasks.classification.imagenet import is_flat
 
 SPLITS = ("train", "val")
 

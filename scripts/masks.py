@@ -17,15 +17,17 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from drconv.cli import config_of_run, exit_with  # noqa: E402
+from drconv.compose import config_of_run  # noqa: E402
 from drconv.config import Config  # noqa: E402
-from drconv.data import build_dataset, prepare  # noqa: E402
+from drconv.data import prepare  # noqa: E402
 from drconv.data.decode import read_picture  # noqa: E402
-from drconv.data.transforms import EvalTransform  # noqa: E402
-from drconv.engine.checkpoint import load_weights  # noqa: E402
 from drconv.engine.run_folder import RunFolder  # noqa: E402
 from drconv.errors import ConfigError, RunFolderError  # noqa: E402
+from drconv.messages import exit_with  # noqa: E402
 from drconv.results.masks import choose_masks, compute_masks, draw_figure  # noqa: E402
+from drconv.tasks.classification import build_dataset  # noqa: E402
+from drconv.tasks.classification.transforms import EvalTransform  # noqa: E402
+from drconv.weights import load_weights  # noqa: E402
 from models import create_model  # noqa: E402
 
 
@@ -74,7 +76,7 @@ def load_network(config: Config) -> torch.nn.Module:
 def read_pictures(paths: list[Path], config: Config) -> Tensor:
     """Files as the network sees them in evaluation: uint8 (B, 3, S, S)."""
     transform = EvalTransform(config.data)
-    return torch.stack([transform(read_picture(path), 0) for path in paths])
+    return torch.stack([transform.cut(read_picture(path)) for path in paths])
 
 
 def choose_pictures(config: Config, count: int) -> Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from drconv.cli import typed
+from drconv.compose import typed
 from drconv.config import Config
 
 ROOT = Path(__file__).parents[1]

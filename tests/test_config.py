@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from drconv.cli import as_yaml, expand_glob
+from drconv.cli import expand_glob
+from drconv.compose import as_yaml
 from drconv.config import Config
 from drconv.config_check import CHOICES, WIDTHS, model_names, steps_of_run, validate, value_of
 from drconv.errors import ConfigError
@@ -139,7 +140,7 @@ def test_another_run_s_folder_is_found_before_torch_is_imported(make_config: Cal
     Path(config.run, "config.yaml").write_text(as_yaml(config))
     Path(config.run, "resume.pt").touch()
     code = (
-        "import sys, train; from drconv.cli import config_of_run; from drconv.errors import RunFolderError\n"
+        "import sys, train; from drconv.compose import config_of_run; from drconv.errors import RunFolderError\n"
         "config = config_of_run([sys.argv[1]]); config.seed = 9\n"
         "try: train.train(config)\n"
         "except RunFolderError as error: sys.exit(str(error) + str('torch' in sys.modules))"

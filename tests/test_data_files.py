@@ -16,11 +16,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from drconv.config import DataConfig
-from drconv.data import DataError, build_dataset
-from drconv.data.check import find_problems, summarise
+from drconv.data import DataError
 from drconv.data.decode import read_picture
-from drconv.data.imagenet import GROUND_TRUTH_FILE, SOLUTION_FILE, SYNSETS_FILE, read_solution, read_synsets
 from drconv.data.index import index_file, load_index, pack, save_index, scan_class_folders
+from drconv.tasks.classification import build_dataset
+from drconv.tasks.classification.check import find_problems, summarise
+from drconv.tasks.classification.imagenet import (
+    GROUND_TRUTH_FILE,
+    SOLUTION_FILE,
+    SYNSETS_FILE,
+    read_solution,
+    read_synsets,
+)
 
 WNIDS = ["n02119789", "n01440764", "n02100735"]  # not sorted, as ILSVRC's ids
 ROOT = Path(__file__).parents[1]

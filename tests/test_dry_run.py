@@ -27,9 +27,9 @@ def test_prints_speed_time_and_cost_and_saves_nothing(make_config: Make, capsys:
 
 def test_adds_up_all_that_a_run_does(make_config: Make) -> None:
     plain = make_config()
-    assert dry_run.projected_seconds(plain, 100, 2.0, 7, 3.0) == 100 * 2 + 7 * 3
+    assert dry_run.projected_seconds(plain, 100, 2.0, 7 * 3.0) == 100 * 2 + 7 * 3
     averaged = make_config("recipe.ema_decay=0.9", "recipe.bn_reestimation_steps=10")
-    assert dry_run.projected_seconds(averaged, 100, 2.0, 7, 3.0) == (100 + 2 * 10) * 2 + 2 * 7 * 3
+    assert dry_run.projected_seconds(averaged, 100, 2.0, 7 * 3.0) == (100 + 2 * 10) * 2 + 2 * 7 * 3
 
 
 @pytest.mark.parametrize(("samples", "evaluated", "loaded"), [(8000, 4, 13), (600, 2, 3), (100, 1, 1)])
@@ -46,8 +46,8 @@ def test_evaluation_is_timed_after_the_loader_has_started(
             taken.append(batch)
             yield batch
 
-    monkeypatch.setattr(dry_run, "evaluate", lambda task, given, *rest: timed.append(list(given)))
-    data = SimpleNamespace(val=range(samples), val_batches=batches())
+    monkeypatch.setattr(dry_run, "evaluate", lambda task, dataset, given, *rest: timed.append(list(given)))
+    data = SimpleNamespace(dataset=range(samples), batches=batches())
     dry_run._timed_evaluation(config, SimpleNamespace(task=None), data, torch.device("cpu"))
     assert timed[0] == [0]
     assert len(timed[1]) == evaluated

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 
 import train
 from drconv import count_cost
-from drconv.cli import typed
+from drconv.compose import typed
 from drconv.config import Config, DRConvConfig, ModelConfig
 from drconv.config_check import validate
 from drconv.nn import PRINTED_FORM, DRConv2d, Guide

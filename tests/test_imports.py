@@ -35,20 +35,72 @@ def test_library_never_imports_networks(path: Path) -> None:
     assert not any(name.split(".")[0] in {"models", "train", "eval"} for name in imported_modules(path))
 
 
-def test_layers_point_one_way() -> None:
-    allowed = {  # folder of drconv: folders it may import from
-        "data": {"data", "config", "errors"},
-        "metrics": {"metrics", "distributed"},
-        "tasks": {"tasks", "data", "metrics", "nn", "config", "errors", "distributed"},
-        "nn": {"nn"},
-    }
+ALLOWED = {  # part of drconv: parts it may import from, besides itself, config and errors
+    "files": set(),
+    "distributed": set(),
+    "migrations": set(),
+    "weights": {"files"},
+    "interfaces": {"nn", "weights"},
+    "data": {"interfaces"},
+    "tasks": {"data", "distributed", "files", "interfaces", "nn", "weights"},
+    "results": {"compose", "files", "identity", "migrations", "nn", "tasks"},
+    "config_check": {"tasks"},
+    "messages": {"config_check"},
+    "identity": set(),
+    "planted": {"nn"},
+    "compose": {"config_check", "identity", "migrations"},
+    "cli": {"compose", "messages", "migrations"},
+    "engine": {
+        *(
+            "compose",
+            "config_check",
+            "data",
+            "distributed",
+            "files",
+            "identity",
+            "interfaces",
+            "messages",
+            "migrations",
+        ),
+        *("nn", "results", "tasks", "weights"),
+    },
+}
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(ROOT / "drconv").with_suffix("").parts[0]
+
+
+@pytest.mark.parametrize("path", [p for p in PACKAGE if part_of(p) in ALLOWED], ids=lambda p: str(p.relative_to(ROOT)))
+def test_arrows_point_one_way(path: Path) -> None:
+    part = part_of(path)
+    found = {name.split(".")[1] for name in imported_modules(path) if name.startswith("drconv.")}
+    assert found <= ALLOWED[part] | {part, "config", "errors"}, path
+
+
+def test_every_part_has_its_rule() -> None:
+    free = {"__init__", "__main__", "config", "errors", "nn"}  # leaves, and what the first test here holds
+    assert {part_of(path) for path in PACKAGE} - free == ALLOWED.keys()
+
+
+def test_engine_and_tables_know_tasks_by_the_registry_alone() -> None:
     for path in PACKAGE:
-        folder = path.relative_to(ROOT / "drconv").parts[0]
-        if folder in allowed:
-            found = {name.split(".")[1] for name in imported_modules(path) if name.startswith("drconv.")}
-            assert found <= allowed[folder], f"{path.name} imports {found - allowed[folder]}"
+        if part_of(path) in {"engine", "results", "config_check"}:
+            names = {name for name in imported_modules(path) if name.startswith("drconv.tasks.")}
+            allowed = ("drconv.tasks.registry", "drconv.tasks.find_task")
+            assert all(name.startswith(allowed) for name in names), path
 
 
-def test_command_line_starts_without_torch() -> None:
-    code = "import sys, drconv.cli, drconv.config_check; sys.exit('torch' in sys.modules)"
+def test_tasks_do_not_know_each_other() -> None:
+    for path in PACKAGE:
+        folder = path.relative_to(ROOT / "drconv").parts[1:2]
+        if part_of(path) == "tasks" and folder and not folder[0].endswith(".py"):
+            own = (f"drconv.tasks.{folder[0]}", "drconv.tasks.registry")
+            names = {name for name in imported_modules(path) if name.startswith("drconv.tasks.")}
+            assert all(name.startswith(own) for name in names), path
+
+
+def test_what_starts_fast_loads_no_torch() -> None:
+    modules = "drconv.cli, drconv.config_check, drconv.migrations, drconv.tasks.registry, drconv.results.tables"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -12,11 +12,11 @@ from PIL import Image
 from torch import nn
 
 from drconv.config import Config
-from drconv.engine.checkpoint import save_weights
 from drconv.engine.run_folder import RunFolder
 from drconv.errors import ConfigError, RunFolderError
 from drconv.nn import DRConv2d, Guide
 from drconv.results.masks import GAP, Mask, choose_masks, compute_masks, draw_figure, paint_mask, region_colours
+from drconv.weights import save_weights
 from models import create_model
 
 ROOT = Path(__file__).parents[1]

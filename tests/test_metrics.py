@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from drconv.metrics.topk import TopK
+from drconv.tasks.classification.topk import TopK
 
 
 @given(st.integers(1, 30), st.integers(2, 12), st.integers(1, 7), st.integers(0, 10_000))

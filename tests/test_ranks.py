@@ -46,7 +46,7 @@ def test_multirun_over_two_ranks_survives_a_failing_job(command: Callable, tmp_p
     assert len(folders) == 2
     for folder in folders:
         result = result_of(folder)
-        assert result["metrics"]["samples"] == 360  # each validation picture once, over both ranks
+        assert result["metrics"]["val/samples"] == 360  # each validation picture once, over both ranks
         assert result["hardware"]["num_devices"] == 2
         assert f"batch_size={result['config']['recipe']['batch_size']}" in folder.name
 
@@ -56,7 +56,7 @@ def test_torchrun_and_the_same_command_afterwards(command: Callable, tmp_path: P
     arguments = [str(ROOT / "train.py"), *SHORT, "run=ranks"]
     outcome = subprocess.run([*torchrun, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert outcome.returncode == 0, outcome.stderr[-2000:]
-    assert result_of(tmp_path / "ranks")["metrics"]["samples"] == 360
+    assert result_of(tmp_path / "ranks")["metrics"]["val/samples"] == 360
     again = command("train.py", *SHORT, "run=ranks")
     assert again.returncode == 0
     assert "holds this run, finished" in again.stdout

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from drconv.identity import config_hash, select_binding
 from drconv.results.collect import thin_curve
-from drconv.results.identity import config_hash, select_binding
 from drconv.results.provenance import is_dirty
 from drconv.results.summary import compute_spread
 

@@ -13,7 +13,7 @@ from PIL import Image
 import eval as evaluation
 import train
 from drconv import errors
-from drconv.cli import config_of_run
+from drconv.compose import config_of_run
 from drconv.config import Config
 from drconv.engine.run_folder import RunFolder
 from drconv.engine.trainer import Trainer
@@ -62,7 +62,7 @@ def test_a_damaged_resume_state_says_so(make_config: Make) -> None:
     config = make_config()
     Path(config.run).mkdir()
     torch.save({"state": {"step": 1}}, Path(config.run, "resume.pt"))
-    with pytest.raises(errors.RunFolderError, match=r"resume.pt is damaged .*no data.* overwrite=true"):
+    with pytest.raises(errors.RunFolderError, match=r"resume.pt is damaged .* overwrite=true"):
         train.train(config)
     Path(config.run, "resume.pt").write_bytes(b"PK\x03\x04 cut")
     with pytest.raises(errors.RunFolderError, match=r"resume.pt is damaged .* overwrite=true"):
@@ -73,7 +73,7 @@ def test_other_data_in_the_same_folder_are_refused(make_config: Make, monkeypatc
     config = make_config()
     train.train(config)
     Path(config.run, "result.json").unlink()
-    monkeypatch.setattr("drconv.data.PictureDataset.fingerprint", lambda self: {"pictures": 1})
+    monkeypatch.setattr("drconv.tasks.classification.PictureDataset.fingerprint", lambda self: {"pictures": 1})
     with pytest.raises(errors.RunFolderError, match="the data differ"):
         train.train(config)
     config.overwrite = True
@@ -112,7 +112,7 @@ def test_a_folder_without_a_state_takes_the_corrected_configuration(
     def fail(*_: object) -> None:
         raise errors.ConfigError("x")
 
-    monkeypatch.setattr("drconv.engine.data.build_dataset", fail)
+    monkeypatch.setattr("drconv.tasks.classification.task.build_dataset", fail)
     with pytest.raises(errors.ConfigError):
         train.train(make_config("recipe.optimizer.lr=0.7"))
     monkeypatch.undo()
@@ -168,7 +168,7 @@ def test_skipped_pictures_are_counted(make_config: Make, tmp_path: Path, caplog:
     )
     train.train(config)
     result = json.loads(Path(config.run, "result.json").read_text())
-    assert result["skipped"] == {"train": 2, "val": 1}
-    assert (result["metrics"]["samples"], result["metrics"]["skipped"]) == (3, 1)
+    assert result["counts"] == {"skipped": 2}
+    assert (result["metrics"]["val/samples"], result["metrics"]["val/skipped"]) == (3, 1)
     assert "skipped: cannot decode" in caplog.text
     assert "data.broken=skip" not in caplog.text

@@ -11,25 +11,29 @@ from drconv.engine.batchnorm import reestimate_batchnorm
 from drconv.engine.optimizer import build_optimizer, parameter_groups
 from drconv.engine.state import TrainState
 from drconv.engine.step import train_step
+from drconv.interfaces import Batch, Facts, Outputs, Task
 from models import create_model
 
 CPU = torch.device("cpu")
 
 
-class Regression(nn.Module):
+class Regression(Task):
     """A task small enough to follow by hand: batches of x and y, mean squared error."""
 
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
+    train_set = evaluation_sets = new_metric = evaluate = None  # type: ignore[assignment]  # nothing here uses them
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"loss": nn.functional.mse_loss(self.network(batch["x"]), batch["y"])}
+    def forward(self, batch: Batch) -> Outputs:
+        error = nn.functional.mse_loss(self.network(batch["x"]), batch["y"])
+        return Outputs({"error": error}, counts={"samples": torch.tensor(len(batch["x"]))})
+
+
+def make_task(config: Config, network: nn.Module) -> Regression:
+    return Regression(network, config, Facts(2, None))
 
 
 def make_state(config: Config, network: nn.Module) -> TrainState:
     config.runtime.channels_last = False
-    return TrainState(config, Regression(network), CPU)
+    return TrainState(config, make_task(config, network), CPU)
 
 
 def batches(num: int, size: int) -> list[dict[str, Tensor]]:
@@ -74,7 +78,8 @@ def test_accumulated_micro_batches_equal_one_batch(make_config: Callable[..., Co
         state = make_state(make_config(f"runtime.accumulate={accumulate}"), nn.Linear(3, 2))
         config = make_config(f"runtime.accumulate={accumulate}", "recipe.clip_norm=0.1")
         logged = train_step(state, iter(content), config, 6, CPU)
-        updated.append((state.task.network.weight.detach(), logged["loss"], logged["grad_norm"]))
+        updated.append((state.task.network.weight.detach(), logged.means["loss"], logged.means["grad_norm"]))
+        assert logged.counts["samples"] == 16
     for one, other in zip(*updated, strict=True):
         torch.testing.assert_close(one, other)
 
@@ -87,7 +92,7 @@ def test_clipping_bounds_the_update(make_config: Callable[..., Config]) -> None:
     )
     logged = train_step(state, iter(batches(1, 8)), config, 6, CPU)
     moved = torch.cat([p.detach().flatten() for p in network.parameters()]) - before
-    assert logged["grad_norm"] > 0.01
+    assert logged.means["grad_norm"] > 0.01
     assert moved.norm().item() == pytest.approx(0.01 * config.recipe.optimizer.lr, rel=5e-3)
 
 
@@ -104,7 +109,7 @@ def test_averaged_weights_follow_the_recurrence(make_config: Callable[..., Confi
 
 
 def test_reestimated_statistics_are_plain_averages(make_config: Callable[..., Config]) -> None:
-    task = Regression(nn.Sequential(nn.BatchNorm1d(3, momentum=0.3), nn.Linear(3, 2)))
+    task = make_task(make_config(), nn.Sequential(nn.BatchNorm1d(3, momentum=0.3), nn.Linear(3, 2)))
     content = batches(5, 16)
     task(content[0])
     reestimate_batchnorm(task, content, make_config(), CPU)

@@ -16,17 +16,17 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import nn
 
-import drconv.cli  # noqa: F401, registers the schema
+import drconv.compose  # noqa: F401, registers the schema
 from drconv.config import Config
-from drconv.engine.checkpoint import save_weights
 from drconv.engine.run_folder import RunFolder
+from drconv.identity import config_hash, select_binding
 from drconv.results.check import find_problems
 from drconv.results.collect import collect, find_results
-from drconv.results.identity import config_hash, select_binding
 from drconv.results.record import circumstances, run_record, write_json
 from drconv.results.records import RecordError
 from drconv.results.render import render_pages
 from drconv.results.tables import load_sources, make_tables
+from drconv.weights import save_weights
 
 ROOT = Path(__file__).parents[1]
 PLAIN = "small/imagenette/shufflenetv2_0.5x"
@@ -82,6 +82,7 @@ def make_run(root: Path, id: str, seed: int, top1: float, *overrides: str) -> Pa
     metrics = {"top1": top1, "top5": 99.0, "loss": 1.25, "samples": 3925}
     train = {"loss": 1.1, "top1": top1 + 3, "lr": 0.0}
     entries = [{"step": steps, "split": "train", **train}, {"step": steps, "split": "val", **metrics}]
+    metrics = {f"val/{name}": value for name, value in metrics.items()}
     folder.metrics.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
     details: dict[str, Any] = {
         "steps": steps,
@@ -206,7 +207,7 @@ def test_missing_record_is_caught(root: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda content: content["metrics"].update(top1=79.0), "top1 is 79.0 here and 77.0"),
+        (lambda content: content["metrics"].update({"val/top1": 79.0}), "top1 is 79.0 here and 77.0"),
         (lambda content: content.update(seed=3), "seed=3, but config.seed=0"),
         (lambda content: content["config"]["recipe"]["optimizer"].update(lr=0.5), "config_hash is not that of config"),
         (lambda content: content["experiment"].update(id=DRCONV), "experiment differs from config.experiment"),
@@ -216,7 +217,7 @@ def test_missing_record_is_caught(root: Path) -> None:
         (lambda content: content.update(metrics=[1.0]), "lacks metrics"),
         (lambda content: content.update(metrics={}), "has no metric"),
         (lambda content: content["config"].pop("experiment"), "lacks config.experiment"),
-        (lambda content: content["metrics"].update(loss=None), "has no number for its metric loss"),
+        (lambda content: content["metrics"].update({"val/loss": None}), "has no number for its metric val/loss"),
         (lambda content: content["train"].update(top1=99.0), "train.top1 is 99.0 here and 80.0"),
         (lambda content: content.update(wall_time_s=1.0), "wall_time_s differs from that of"),
         (lambda content: content["cost"].update(multiply_adds=1), "cost differs from that of"),
@@ -285,7 +286,7 @@ def test_a_repeated_run_must_give_the_recorded_number(root: Path) -> None:
     shutil.copytree(folder, again)
     edit(again / "result.json", lambda content: content.update(wall_time_s=1.0, date="2000-01-01 00:00 UTC"))
     assert find_problems(root, load_sources(root), [again]) == []
-    edit(again / "result.json", lambda content: content["metrics"].update(top1=1.0))
+    edit(again / "result.json", lambda content: content["metrics"].update({"val/top1": 1.0}))
     assert find_problems(root, load_sources(root), [folder, again]) == []
     (problem,) = find_problems(root, load_sources(root), [again])
     assert "metrics differs from that of" in problem

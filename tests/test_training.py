@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 import eval as evaluation
 import train
 from drconv import errors
-from drconv.cli import as_yaml, config_of_run
+from drconv.compose import as_yaml, config_of_run
 from drconv.config import Config
 from drconv.engine.signals import StopSignals
 from drconv.engine.trainer import Trainer
 from drconv.files import file_hash
 from drconv.messages import one_line
-from drconv.tasks import Classification
+from drconv.tasks.classification import Classification
 
 ROOT = Path(__file__).parents[1]
 TIMES = {"images_per_second", "data_wait", "memory_gib"}
@@ -83,7 +83,7 @@ def test_sigkill_and_the_same_command(make_config: Make, capsys: pytest.CaptureF
     whole = make_config(*options, run="whole")
     train.train(whole)
     killed = make_config(*options, run="killed")
-    code = "import sys, train; from drconv.cli import config_of_run; train.train(config_of_run([sys.argv[1]]))"
+    code = "import sys, train; from drconv.compose import config_of_run; train.train(config_of_run([sys.argv[1]]))"
     Path(killed.run).mkdir()
     Path(killed.run, "config.yaml").write_text(Path(whole.run, "config.yaml").read_text())
     process = subprocess.Popen([sys.executable, "-c", code, f"run={killed.run}"], cwd=ROOT, stdout=subprocess.DEVNULL)
@@ -189,7 +189,7 @@ def test_sigterm_to_the_whole_process_group(make_config: Make) -> None:
     Path(config.run).mkdir()
     Path(config.run, "config.yaml").write_text(as_yaml(config))
     code = (
-        "import sys, train; from drconv.cli import config_of_run; from drconv.messages import exit_with\n"
+        "import sys, train; from drconv.compose import config_of_run; from drconv.messages import exit_with\n"
         "try: train.train(config_of_run([sys.argv[1]]))\n"
         "except Exception as error: exit_with(error)"
     )
@@ -290,14 +290,14 @@ def test_evaluation_gives_the_recorded_metric_to_the_last_digit(
     result = json.loads(Path(config.run, "result.json").read_text())
     again = config_of_run([f"run={config.run}", "recipe.eval_batch_size=7", "runtime.workers=1"])
     capsys.readouterr()
-    assert evaluation.evaluate(again) == result["metrics"]["top1"]
+    assert evaluation.evaluate(again) == result["metrics"]["val/top1"]
     assert "is equal to the training's record" in capsys.readouterr().out
     exact = config_of_run([f"run={config.run}"])
     evaluation.evaluate(exact)
     record = json.loads(Path(config.run, "model_ema.eval.json").read_text())
     assert record["metrics"] == result["metrics"]
     free = make_config(f"weights={config.run}/model_ema.safetensors", run="elsewhere")
-    assert evaluation.evaluate(free) == result["metrics"]["top1"]
+    assert evaluation.evaluate(free) == result["metrics"]["val/top1"]
 
 
 def test_wrong_weights_say_what_is_wrong(make_config: Make, tmp_path: Path) -> None:
@@ -323,9 +323,9 @@ def test_the_record_is_whole(make_config: Make) -> None:
     value = train.train(config)
     result = json.loads(Path(config.run, "result.json").read_text())
     assert result["status"] == "complete"
-    assert result["metrics"]["top1"] == value
+    assert result["metrics"]["val/top1"] == value
     assert (result["seed"], result["steps"]) == (0, 6)
-    assert result["metrics"]["samples"] == 360
+    assert result["metrics"]["val/samples"] == 360
     assert result["weights_sha256"]["last"] == file_hash(Path(config.run, "model.safetensors"))
     assert {"commit", "dirty"} == set(result["code"])
     assert result["versions"]["torch"] == torch.__version__.split("+")[0]

@@ -1,17 +1,7 @@
-"""Data: sources of pictures, augmentation, and loaders that give the same samples on any number of processes."""
+"""What the data of all tasks share: samplers and loaders, equal on any number of processes; decoding; file indexes."""
 
-from drconv.data.build import build_dataset
-from drconv.data.dataset import PictureDataset
-from drconv.data.loader import Batch, Loader, eval_loader, prepare, train_loader
+from drconv.data.loader import Loader, eval_loader, train_loader
+from drconv.data.moving import normalise, prepare, to_device
 from drconv.errors import DataError
 
-__all__ = [
-    "Batch",
-    "DataError",
-    "Loader",
-    "PictureDataset",
-    "build_dataset",
-    "eval_loader",
-    "prepare",
-    "train_loader",
-]
+__all__ = ["DataError", "Loader", "eval_loader", "normalise", "prepare", "to_device", "train_loader"]

@@ -6,26 +6,27 @@ from collections.abc import Iterator
 from typing import Any
 from weakref import WeakSet
 
-import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from drconv.config import DataConfig
-from drconv.data.dataset import PictureDataset
-from drconv.data.sampler import EvalSampler, SampleKey, TrainSampler
+from drconv.data.sampler import EvalSampler, TrainSampler
 from drconv.errors import DataError
-
-Batch = dict[str, Tensor]
+from drconv.interfaces import Batch, Dataset, SampleKey
 
 _GRACE_S = 30  # how long a loader process outlives SIGTERM
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Loader:
-    """Batches as dictionaries: image uint8 (B, 3, S, S), label, index and valid (B,)."""
+    """Batches as the data set's ``collate`` makes them."""
 
-    def __init__(self, dataset: PictureDataset, batches: TrainSampler | EvalSampler, **options: Any) -> None:
-        self._loader = DataLoader(dataset, batch_sampler=_AsSampler(batches), worker_init_fn=_answer_signals, **options)
+    def __init__(self, dataset: Dataset, batches: TrainSampler | EvalSampler, **options: Any) -> None:
+        self._loader: DataLoader[Any] = DataLoader(
+            dataset,  # type: ignore[arg-type]  # torch asks for its own class, and uses what ours have
+            batch_sampler=_AsSampler(batches),
+            collate_fn=dataset.collate,
+            worker_init_fn=_answer_signals,
+            **options,
+        )
         self._iterators: WeakSet[Any] = WeakSet()
         _LOADERS.add(self)
 
@@ -69,7 +70,7 @@ def _close_all() -> None:
 
 
 def train_loader(
-    dataset: PictureDataset,
+    dataset: Dataset,
     *,
     batch_size: int,
     accumulate: int = 1,
@@ -86,7 +87,7 @@ def train_loader(
     Bitwise the same for any number of workers and after a restart; see ``TrainSampler`` for who gets what.
 
     Args:
-        dataset: from ``build_dataset``.
+        dataset: whose samples are taken.
         batch_size: samples of a step over all ranks and micro-batches.
         accumulate: micro-batches of a step on each rank.
         seed: decides the order of the samples and the augmentation.
@@ -98,13 +99,22 @@ def train_loader(
         pin_memory: copy batches to page-locked memory (for CUDA).
     """
     sampler = TrainSampler(
-        len(dataset), batch_size, accumulate, seed, start_step, num_steps, rank=rank, world_size=world_size
+        len(dataset),
+        batch_size,
+        accumulate,
+        seed,
+        start_step,
+        num_steps,
+        rank,
+        world_size,
+        groups=getattr(dataset, "groups", None),
+        group_size=getattr(dataset, "group_size", 1),
     )
     return Loader(dataset, sampler, num_workers=workers, pin_memory=pin_memory)
 
 
 def eval_loader(
-    dataset: PictureDataset,
+    dataset: Dataset,
     *,
     batch_size: int,
     rank: int = 0,
@@ -119,30 +129,6 @@ def eval_loader(
     """
     sampler = EvalSampler(len(dataset), batch_size, rank, world_size)
     return Loader(dataset, sampler, num_workers=workers, pin_memory=pin_memory, persistent_workers=workers > 0)
-
-
-def prepare(batch: Batch, config: DataConfig, device: torch.device, channels_last: bool = True) -> Batch:
-    """Move a batch to the device and turn its uint8 RGB images into the network's float input there.
-
-    Args:
-        batch: from a loader.
-        config: gives ``channel_order``, and ``mean`` and ``std`` of pixels in 0..255 in that order.
-        device: where to.
-        channels_last: memory format of the images.
-
-    Returns:
-        the batch with image float32 (B, 3, S, S).
-    """
-    moved = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-    pixels = moved["image"]
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    image = torch.empty(pixels.shape, device=device, memory_format=layout)
-    # Channel by channel: a third faster on a CPU than one conversion to channels-last, and the order comes for free.
-    order = (2, 1, 0) if config.channel_order == "bgr" else (0, 1, 2)
-    for channel, (source, mean, std) in enumerate(zip(order, config.mean, config.std, strict=True)):
-        image[:, channel] = (pixels[:, source] - mean) / std
-    moved["image"] = image
-    return moved
 
 
 def _answer_signals(worker: int) -> None:

@@ -7,15 +7,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drconv.data.hashing import hash_integers, permutation
+from drconv.interfaces import SampleKey
 
 _ORDER, _SAMPLE = 0, 1
-
-SampleKey = tuple[int, int]
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """The order in which an epoch visits the samples."""
     return permutation(hash_integers(_ORDER, seed, epoch), num_samples)
+
+
+def gather_groups(order: NDArray[np.int64], groups: NDArray[np.int64], size: int, start: int) -> NDArray[np.int64]:
+    """Changes an order so that ``size`` neighbours belong to one group, wherever enough of the group are left.
+
+    Neighbours are the positions from one multiple of ``size`` to the next, counted from the run's first sample, so that
+    the micro-batches of a step that are multiples of ``size`` hold whole neighbourhoods on any number of ranks.
+
+    Args:
+        order: of an epoch, (N,).
+        groups: group of every sample (N,), by index.
+        size: of a neighbourhood.
+        start: position of the epoch's first sample in the run.
+    """
+    waiting: dict[int, list[int]] = {}
+    whole: list[list[int]] = []
+    for index in order.tolist():
+        row = waiting.setdefault(int(groups[index]), [])
+        row.append(index)
+        if len(row) == size:
+            whole.append(row.copy())
+            row.clear()
+    rest = [index for row in waiting.values() for index in row]
+    lead = min(-start % size, len(order))  # what is missing to the next multiple
+    while len(rest) < lead:
+        rest += whole.pop()
+    return np.array([*rest[:lead], *(index for row in whole for index in row), *rest[lead:]], dtype=np.int64)
 
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:
@@ -41,6 +67,8 @@ class TrainSampler:
         num_steps: the length of the whole run; the last step that is produced is ``num_steps - 1``.
         rank: this process.
         world_size: number of processes.
+        groups: group of every sample, for batches of like samples (the aspect ratio of pictures); None for one group.
+        group_size: how many samples of one group stand together.
 
     Raises:
         ValueError: there are no samples, or the batch cannot be cut into equal pieces.
@@ -54,6 +82,8 @@ class TrainSampler:
     num_steps: int = 1
     rank: int = 0
     world_size: int = 1
+    groups: NDArray[np.int64] | None = None
+    group_size: int = 1
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
@@ -77,10 +107,16 @@ class TrainSampler:
                 for position in range(first, first + size):
                     needed, offset = divmod(position, self.num_samples)
                     if needed != epoch:
-                        epoch, order = needed, epoch_order(self.num_samples, self.seed, needed)
+                        epoch, order = needed, self._order(needed)
                     index = int(order[offset])
                     batch.append((index, sample_seed(self.seed, epoch, index)))
                 yield batch
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        order = epoch_order(self.num_samples, self.seed, epoch)
+        if self.groups is None or self.group_size == 1:
+            return order
+        return gather_groups(order, self.groups, self.group_size, epoch * self.num_samples)
 
     @property
     def _num_pieces(self) -> int:

@@ -9,8 +9,7 @@ from torch import Tensor
 from drconv.data.decode import read_picture
 from drconv.data.index import FileIndex, load_index, scan_class_folders, visible_entries
 from drconv.errors import DataError
-
-Fingerprint = dict[str, int | str]
+from drconv.interfaces import Fingerprint
 
 
 class Source(Protocol):

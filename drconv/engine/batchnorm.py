@@ -1,7 +1,6 @@
 """Re-estimation of batch-norm statistics over training batches with the final weights."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import nn
@@ -10,12 +9,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from drconv.config import Config
 from drconv.distributed import all_reduce, world_size
 from drconv.engine.step import autocast
+from drconv.interfaces import Batch
 
 
 @torch.no_grad()
-def reestimate_batchnorm(
-    task: nn.Module, batches: Iterable[dict[str, Any]], config: Config, device: torch.device
-) -> None:
+def reestimate_batchnorm(task: nn.Module, batches: Iterable[Batch], config: Config, device: torch.device) -> None:
     """Replaces running means and variances by plain averages over the given batches.
 
     The ShuffleNet authors' last pass: momentum 1/n at the n-th batch, which is torch's ``momentum=None``. The ranks'

@@ -1,6 +1,7 @@
-"""The two data sets of a run."""
+"""The data sets of a run: one to train on, and those to evaluate on."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 from weakref import WeakSet
@@ -9,34 +10,39 @@ import torch
 
 from drconv import distributed
 from drconv.config import Config
-from drconv.data import Loader, PictureDataset, build_dataset, eval_loader, train_loader
-from drconv.errors import ConfigError
+from drconv.data import Loader, eval_loader, train_loader
+from drconv.interfaces import Batch, Dataset, Facts, Fingerprint, Task
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation set, and this rank's batches of it: gone through again and again, with the same processes."""
+
+    dataset: Dataset
+    batches: Loader
 
 
 class Data:
-    """Training and validation set with the same classes; the training set is built when it is first used."""
+    """The sets that a task asks for; the training set is built when it is first used."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, task: type[Task[Any]]) -> None:
         self.config = config
-        self.val = build_dataset(config.data, "val", config.seed)
-        self.num_classes = len(self.val.classes)
-        expected = config.data.num_classes
-        if expected is not None and expected != self.num_classes:
-            raise ConfigError(
-                f"{self.val.source.name} has {self.num_classes} classes, data.num_classes says {expected}; "
-                f"correct one of them (null counts the folders)"
-            )
+        self._task = task
         self._pin_memory = torch.cuda.is_available() and config.runtime.device != "cpu"
-        # The validation batches of this rank; gone through again and again, with the same loader processes.
-        self.val_batches = eval_loader(
-            self.val,
-            batch_size=config.recipe.eval_batch_size,
+        self._loaders: WeakSet[Loader] = WeakSet()
+        self.evaluations = {name: self._evaluation(dataset) for name, dataset in task.evaluation_sets(config).items()}
+
+    def _evaluation(self, dataset: Dataset) -> Evaluation:
+        loader = eval_loader(
+            dataset,
+            batch_size=self.config.recipe.eval_batch_size,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
-            workers=config.runtime.workers,
+            workers=self.config.runtime.workers,
             pin_memory=self._pin_memory,
         )
-        self._loaders: WeakSet[Loader] = WeakSet([self.val_batches])
+        self._loaders.add(loader)
+        return Evaluation(dataset, loader)
 
     def close(self) -> None:
         """Ends all loader processes."""
@@ -44,10 +50,15 @@ class Data:
             loader.close()
 
     @cached_property
-    def train(self) -> PictureDataset:
-        return build_dataset(self.config.data, "train", self.config.seed)
+    def train(self) -> Dataset:
+        return self._task.train_set(self.config)
 
-    def train_batches(self, start_step: int, end_step: int) -> Iterator[dict[str, Any]]:
+    @property
+    def evaluation_facts(self) -> Facts:
+        """Of the first evaluation set: what is known where nothing is trained."""
+        return next(iter(self.evaluations.values())).dataset.facts
+
+    def train_batches(self, start_step: int, end_step: int) -> Iterator[Batch]:
         """This rank's micro-batches of the steps ``start_step`` to ``end_step - 1``."""
         loader = train_loader(
             self.train,
@@ -65,6 +76,7 @@ class Data:
         return iter(loader)
 
     @cached_property
-    def fingerprints(self) -> dict[str, Any]:
-        """Of both sets, for the resume state and the record."""
-        return {"train": self.train.fingerprint(), "val": self.val.fingerprint()}
+    def fingerprints(self) -> dict[str, Fingerprint]:
+        """Of all sets by name, for the resume state and the record."""
+        evaluated = {name: evaluation.dataset.fingerprint() for name, evaluation in self.evaluations.items()}
+        return {"train": self.train.fingerprint(), **evaluated}

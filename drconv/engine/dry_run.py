@@ -4,37 +4,36 @@ import math
 import time
 from datetime import timedelta
 from itertools import islice
+from typing import Any
 
 import torch
-from torch import nn
 
 from drconv import distributed
 from drconv.config import Config
 from drconv.config_check import steps_of_run
-from drconv.engine.data import Data
+from drconv.engine.data import Data, Evaluation
 from drconv.engine.evaluation import evaluate
 from drconv.engine.progress import memory_gib
 from drconv.engine.state import TrainState
 from drconv.engine.step import train_step
-from drconv.nn.cost import count_cost
+from drconv.interfaces import Task
 
 NUM_STEPS = 3
 
 
-def dry_run(config: Config, task: nn.Module, data: Data, device: torch.device) -> float:
+def dry_run(config: Config, task: Task[Any], data: Data, device: torch.device) -> float:
     """Prints cost, speed, memory and projected time; returns the projected seconds."""
     state = TrainState(config, task, device)
     num_steps = steps_of_run(config, len(data.train))
     compute_s = min(_timed_steps(config, state, data, num_steps, device)[1:])
     loading_s = _timed_loading(config, data)
-    batch_s = _timed_evaluation(config, state, data, device)
+    pass_s, batch_s = _timed_evaluations(config, state, data, device)
     passes = 1 + ((num_steps - 1) // config.logging.eval_every if config.logging.eval_every else 0)
     step_s = max(compute_s, loading_s)
-    total_s = projected_seconds(config, num_steps, step_s, passes * _batches_per_pass(config, data), batch_s)
+    total_s = projected_seconds(config, num_steps, step_s, passes * pass_s)
     if distributed.is_main():
-        size = config.data.image_size
-        cost = count_cost(state.task.network, (3, size, size))  # type: ignore[arg-type]
-        print(f"network: {cost.parameters / 1e6:.2f}M parameters, {cost.multiply_adds / 1e6:.1f}M multiply-adds")
+        if (cost := state.task.cost()) is not None:
+            print(f"network: {cost.parameters / 1e6:.2f}M parameters, {cost.multiply_adds / 1e6:.1f}M multiply-adds")
         print(
             f"dry run: {config.recipe.batch_size / step_s:.0f} images/s in training; a step computes for "
             f"{compute_s:.3f} s and its data take {loading_s:.3f} s to load; {memory_gib(device):.2f} GiB; "
@@ -47,18 +46,14 @@ def dry_run(config: Config, task: nn.Module, data: Data, device: torch.device) -
     return total_s
 
 
-def projected_seconds(config: Config, num_steps: int, step_s: float, eval_batches: int, batch_s: float) -> float:
+def projected_seconds(config: Config, num_steps: int, step_s: float, evaluation_s: float) -> float:
     """Training, evaluation and batch-norm re-estimation (a step of it counts as one of training, its upper bound).
 
     Where averaged weights are kept, they are evaluated and re-estimated too.
     """
     networks = 1 if config.recipe.ema_decay is None else 2
     steps = num_steps + networks * config.recipe.bn_reestimation_steps
-    return steps * step_s + networks * eval_batches * batch_s
-
-
-def _batches_per_pass(config: Config, data: Data) -> int:
-    return math.ceil(len(data.val) / (config.recipe.eval_batch_size * distributed.world_size()))
+    return steps * step_s + networks * evaluation_s
 
 
 def _timed_steps(config: Config, state: TrainState, data: Data, num_steps: int, device: torch.device) -> list[float]:
@@ -69,7 +64,7 @@ def _timed_steps(config: Config, state: TrainState, data: Data, num_steps: int, 
     for step in range(NUM_STEPS):
         begin = time.perf_counter()
         parts = iter(batches[step * accumulate : (step + 1) * accumulate])
-        loss = train_step(state, parts, config, num_steps, device)["loss"]
+        loss = train_step(state, parts, config, num_steps, device).means["loss"]
         loss.item()  # waits for the device
         seconds.append(time.perf_counter() - begin)
     return seconds
@@ -89,19 +84,30 @@ def _timed_loading(config: Config, data: Data) -> float:
     return (time.perf_counter() - begin) / measured * config.runtime.accumulate
 
 
-def _timed_evaluation(config: Config, state: TrainState, data: Data, device: torch.device) -> float:
+def _timed_evaluations(config: Config, state: TrainState, data: Data, device: torch.device) -> tuple[float, float]:
+    """Seconds of a pass over all evaluation sets, and those of its slowest batch."""
+    seconds = [_timed_evaluation(config, state, evaluation, device) for evaluation in data.evaluations.values()]
+    batches = [
+        math.ceil(len(evaluation.dataset) / (config.recipe.eval_batch_size * distributed.world_size()))
+        for evaluation in data.evaluations.values()
+    ]
+    return sum(number * each for number, each in zip(batches, seconds, strict=True)), max(seconds)
+
+
+def _timed_evaluation(config: Config, state: TrainState, evaluation: Evaluation, device: torch.device) -> float:
     """Seconds of an evaluation batch once the loader processes run: computed while they load the next ones.
 
     The first batch, which waits for the processes to start, and those that they prepared meanwhile are left out.
     """
-    batches = iter(data.val_batches)
+    batches = iter(evaluation.batches)
     first = next(batches)
-    evaluate(state.task, [first], config, device)
-    own = len(data.val) // distributed.world_size()  # of every rank at least
+    evaluate(state.task, evaluation.dataset, [first], config, device)
+    own = len(evaluation.dataset) // distributed.world_size()  # of every rank at least
     left = max(0, math.ceil(own / config.recipe.eval_batch_size) - 1)
     measured = min(max(2, config.runtime.workers), left)
     for _ in islice(batches, max(0, min(2 * config.runtime.workers, left - measured))):
         pass
     begin = time.perf_counter()
-    evaluate(state.task, islice(batches, measured) if measured else [first], config, device)
+    timed = islice(batches, measured) if measured else [first]
+    evaluate(state.task, evaluation.dataset, timed, config, device)
     return (time.perf_counter() - begin) / max(1, measured)

@@ -1,33 +1,48 @@
 """One evaluation of saved weights, from a run folder or from any file."""
 
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from types import TracebackType
+from typing import Any, Self
 
 from drconv import distributed
-from drconv.cli import as_yaml
+from drconv.compose import as_yaml
 from drconv.config import Config
-from drconv.engine.checkpoint import load_weights
 from drconv.engine.data import Data
-from drconv.engine.evaluation import evaluate
-from drconv.engine.run import Run, headline
+from drconv.engine.evaluation import evaluate, full_names
+from drconv.engine.ranks import Ranks
+from drconv.engine.run_folder import RunFolder
 from drconv.engine.state import place
 from drconv.errors import ConfigError, WeightsError
 from drconv.files import file_hash
-from drconv.results.record import circumstances, evaluation_record, write_json
+from drconv.interfaces import Task
+from drconv.results.record import circumstances, evaluation_record, headline, write_json
+from drconv.weights import load_weights
 
 
-class EvalRun(Run):
-    """Joins the ranks like a training run, but reads the run folder and takes no lock on it."""
+class EvalRun:
+    """Context of one rank of an evaluation: joins the ranks, reads the run folder and takes no lock on it."""
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config)
+        assert config.run is not None  # filled by drconv.compose
+        self.config = config
+        self.folder = RunFolder(Path(config.run))
+        self._ranks = Ranks(config)
         self.result: dict[str, Any] | None = None
         self.weights = Path(config.weights) if config.weights is not None else self._weights_of_run()
 
-    def _open_folder(self) -> None:
-        """Evaluation leaves the run's own files alone."""
+    def __enter__(self) -> Self:
+        self._ranks.join()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ranks.close_data()
+        self._ranks.leave()
+
+    def load_data(self) -> Data:
+        """The data sets of the run's task; their loader processes end with the evaluation."""
+        return self._ranks.load_data()
 
     def _weights_of_run(self) -> Path:
         if not (self.folder.path / "config.yaml").exists():
@@ -39,23 +54,28 @@ class EvalRun(Run):
         self.result = self.folder.read_result()
         return self.folder.weights(self.result["weights"])
 
-    def evaluate(self, task: nn.Module, data: Data) -> dict[str, float]:
-        """Loads the weights and evaluates them on the validation data."""
-        self.data = data
+    def evaluate(self, task: Task[Any], data: Data) -> dict[str, float]:
+        """Loads the weights and evaluates them on all evaluation sets."""
+        device = self._ranks.device
         if distributed.is_main() and self.result is None:
             print(as_yaml(self.config))
         self._check_hash()
-        load_weights(self.weights, task.network)  # type: ignore[arg-type]
-        place(task, self.config, self.device)
-        return evaluate(task, data.val_batches, self.config, self.device)
+        load_weights(self.weights, task.network)
+        place(task, self.config, device)
+        return full_names(
+            {
+                name: evaluate(task, evaluation.dataset, evaluation.batches, self.config, device)
+                for name, evaluation in data.evaluations.items()
+            }
+        )
 
-    def record(self, metrics: dict[str, float]) -> float:  # type: ignore[override]
+    def record(self, metrics: dict[str, float]) -> float:
         """Prints the metrics, writes them beside the weights and compares them with the training's own record."""
-        name, value = headline(metrics)
+        name, value = headline(self.config, metrics)
         if distributed.is_main():
             print("  ".join(f"{key} {number!r}" for key, number in metrics.items()))
             path = self.weights.with_name(f"{self.weights.stem}.eval.json")
-            conditions = circumstances(self.device, distributed.world_size())
+            conditions = circumstances(self._ranks.device, distributed.world_size())
             write_json(path, evaluation_record(self.config, self.weights, metrics, conditions))
             if self.result is not None:
                 recorded = self.result["metrics"][name]

@@ -8,6 +8,7 @@ from datetime import timedelta
 import torch
 
 BAR_WIDTH = 24
+SHOWN = ("loss", "lr", "images_per_second", "data_wait", "memory_gib")  # at their own place in a line
 BAR_EVERY_S = 0.2
 
 
@@ -48,9 +49,10 @@ class Progress:
     def line(self, step: int, entry: dict[str, float]) -> None:
         """One line of the log."""
         left = timedelta(seconds=round(self.seconds_left(step)))
-        accuracy = f"top1 {entry['top1']:.1f}  " if "top1" in entry else ""
+        own = [f"{name} {value:.4g}" for name, value in entry.items() if name not in SHOWN]
+        shown = "".join(f"{text}  " for text in own)
         self.say(
-            f"step {step}/{self.num_steps}  loss {entry['loss']:.4f}  {accuracy}lr {entry['lr']:.4g}  "
+            f"step {step}/{self.num_steps}  loss {entry['loss']:.4f}  {shown}lr {entry['lr']:.4g}  "
             f"{entry['images_per_second']:.0f} images/s  data wait {entry['data_wait']:.0%}  "
             f"memory {entry['memory_gib']:.2f} GiB  left {left}"
         )

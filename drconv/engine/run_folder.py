@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from drconv.cli import as_yaml, load_config
+from drconv.compose import as_yaml, load_config
 from drconv.config import Config
 from drconv.errors import RunFolderError
 from drconv.files import replace_file
-from drconv.results.identity import select_binding
+from drconv.identity import select_binding
 
 LOCK = "lock"
 REPAIR = "overwrite=true starts the run again and keeps the old folder under another name"

@@ -23,7 +23,9 @@ def _decay(step: int, num_steps: int, schedule: ScheduleConfig) -> float:
         return 0.5 * (1 + math.cos(math.pi * step / num_steps))
     if schedule.name == "multistep":
         return schedule.gamma ** bisect_right(schedule.milestones, step)
-    return 1.0
+    if schedule.name == "constant":
+        return 1.0
+    raise ValueError(f"recipe.schedule.name={schedule.name} is not known")
 
 
 def _warmup(step: int, schedule: ScheduleConfig) -> float:

@@ -1,6 +1,6 @@
 """Everything a training run carries from step to step, and nothing else."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -10,6 +10,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from drconv import distributed
 from drconv.config import Config
 from drconv.engine.optimizer import build_optimizer
+from drconv.engine.sharding import Sharding
+from drconv.interfaces import Task
+
+EMA_PREFIX = "module."  # of the averaged model's names
 
 
 class TrainState:
@@ -19,7 +23,7 @@ class TrainState:
     unwrapped task, so that they load whatever the number of ranks and whether compiled or not.
     """
 
-    def __init__(self, config: Config, task: nn.Module, device: torch.device) -> None:
+    def __init__(self, config: Config, task: Task[Any], device: torch.device) -> None:
         place(task, config, device)
         if config.runtime.sync_bn and distributed.world_size() > 1:
             task = _synchronise_batchnorm(task)
@@ -27,6 +31,7 @@ class TrainState:
         self.elapsed_s = 0.0
         self.task = task
         self.optimizer = build_optimizer(task, config.recipe.optimizer)
+        self.sharding = Sharding(task, self.optimizer)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.runtime.precision == "fp16")
         self.ema: AveragedModel | None = None
         if config.recipe.ema_decay is not None:
@@ -36,6 +41,8 @@ class TrainState:
             task.compile()
         self.wrapped: nn.Module = task
         if distributed.world_size() > 1:
+            own = [spelled for name in self.sharding.names for spelled in (name, f".{name}")]  # DDP uses both forms
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(task, own)
             self.wrapped = DistributedDataParallel(task, device_ids=[device] if device.type == "cuda" else None)
 
     def broadcast_buffers(self) -> None:
@@ -45,33 +52,36 @@ class TrainState:
             distributed.broadcast_buffers(self.ema)
 
     def state_dict(self) -> dict[str, Any]:
+        """What a resume state holds, the same on any number of ranks; collective."""
+        sharding = self.sharding
+        averaged = None if self.ema is None else sharding.whole_weights(self.ema.state_dict(), EMA_PREFIX)
         return {
             "step": self.step,
             "elapsed_s": self.elapsed_s,
-            "task": self.task.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "task": sharding.whole_weights(self.task.state_dict()),
+            "optimizer": sharding.whole_moments(self.optimizer.state_dict()),
             "scaler": self.scaler.state_dict(),
-            "ema": self.ema.state_dict() if self.ema is not None else None,
+            "ema": averaged,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
         self.elapsed_s = state["elapsed_s"]
-        self.task.load_state_dict(state["task"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.task.load_state_dict(self.sharding.own_weights(state["task"]))
+        self.optimizer.load_state_dict(self.sharding.own_moments(state["optimizer"]))
         self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
+            self.ema.load_state_dict(self.sharding.own_weights(state["ema"], EMA_PREFIX))
 
-    def evaluated(self) -> dict[str, nn.Module]:
+    def evaluated(self) -> dict[str, Task[Any]]:
         """The tasks that evaluation looks at, by the name of their weights."""
-        tasks: dict[str, nn.Module] = {"last": self.task}
+        tasks = {"last": self.task}
         if self.ema is not None:
-            tasks["ema"] = self.ema.module
+            tasks["ema"] = cast(Task[Any], self.ema.module)
         return tasks
 
 
-def _synchronise_batchnorm(task: nn.Module) -> nn.Module:
+def _synchronise_batchnorm(task: Task[Any]) -> Task[Any]:
     """timm's converter: torch's own would drop the activations inside timm's batch norms."""
     from timm.layers import convert_sync_batchnorm
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from drconv.config import Config
 from drconv.engine.optimizer import set_lr
 from drconv.engine.schedule import lr_factor
 from drconv.engine.state import TrainState
+from drconv.interfaces import Batch, Outputs
 from drconv.nn.conv import set_progress
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -29,30 +30,43 @@ def seed_step(seed: int, step: int) -> None:
     torch.manual_seed(((seed * 1_000_003 + step) * 4_099 + distributed.rank()) % 2**63)
 
 
-def train_step(
-    state: TrainState, batches: Iterator[dict[str, Any]], config: Config, num_steps: int, device: torch.device
-) -> dict[str, Tensor]:
-    """Takes ``runtime.accumulate`` micro-batches and updates the parameters once.
+@dataclass
+class StepLog:
+    """What a step gives to the log, on the device: means over this rank's micro-batches, and sums of counts."""
 
-    Returns:
-        The task's scalars, averaged over the micro-batches of this rank, still on the device.
-    """
+    means: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, outputs: Outputs, num_parts: int) -> None:
+        """Adds one of the micro-batches of a step."""
+        parts = outputs.losses if len(outputs.losses) > 1 else {}
+        for name, value in ({"loss": outputs.loss} | parts | outputs.scalars).items():
+            self.means[name] = self.means.get(name, 0) + value.detach() / num_parts
+        for name, value in outputs.counts.items():
+            self.counts[name] = self.counts.get(name, 0) + value.detach()
+
+
+def train_step(
+    state: TrainState, batches: Iterator[Batch], config: Config, num_steps: int, device: torch.device
+) -> StepLog:
+    """Takes ``runtime.accumulate`` micro-batches and updates the parameters once."""
     seed_step(config.seed, state.step)
     set_progress(state.task, state.step / num_steps)
     accumulate = config.runtime.accumulate
-    logged: dict[str, Tensor] = {}
+    logged = StepLog()
     for part in range(accumulate):
         batch = next(batches)
         with _synchronised(state, last=part == accumulate - 1):
             with autocast(config, device):
-                outputs = state.wrapped(batch)
-            state.scaler.scale(outputs["loss"] / accumulate).backward()
-        for name, value in outputs.items():
-            logged[name] = logged.get(name, 0) + value.detach() / accumulate
+                outputs: Outputs = state.wrapped(batch)
+            state.scaler.scale(outputs.loss / accumulate).backward()
+        logged.add(outputs, accumulate)
     set_lr(state.optimizer, config.recipe.optimizer.lr * lr_factor(state.step, num_steps, config.recipe.schedule))
-    if config.recipe.clip_norm is not None:
+    if config.recipe.clip_norm is not None or state.sharding.names:
         state.scaler.unscale_(state.optimizer)
-        logged["grad_norm"] = torch.nn.utils.clip_grad_norm_(state.task.parameters(), config.recipe.clip_norm)
+        state.sharding.share_overflow(state.scaler, state.optimizer)
+    if config.recipe.clip_norm is not None:
+        logged.means["grad_norm"] = state.sharding.clip_gradients(state.task, config.recipe.clip_norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)

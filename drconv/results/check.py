@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from drconv.identity import config_hash, select_binding
 from drconv.results.collect import check_weights, find_results, round_floats
-from drconv.results.identity import config_hash, select_binding
 from drconv.results.records import Record, RecordError, read_curve, read_record
 from drconv.results.render import render_pages
 from drconv.results.tables import Sources, make_tables, unshown_records
@@ -37,11 +37,11 @@ def record_problems(record: Record, runs: dict[str, list[Record]]) -> Iterator[s
     content = record.content
     if record.path.stem != record.stem:
         yield f"the name does not fit the content, which makes it {record.stem}.json"
-    if content["config_hash"] != config_hash(select_binding(content["config"])):
+    if content["config_hash"] != config_hash(select_binding(record.stored["config"])):
         yield "config_hash is not that of config; one of them was edited"
     if content["seed"] != content["config"]["seed"]:
         yield f"seed={content['seed']}, but config.seed={content['config']['seed']}"
-    if content["experiment"] != content["config"]["experiment"]:
+    if content["experiment"] != record.stored["config"]["experiment"]:
         yield "experiment differs from config.experiment; one of them was edited"
     if content["metrics"] != content["all_metrics"].get(content["weights"]):
         yield f"metrics are not all_metrics.{content['weights']}; one of them was edited"
@@ -58,16 +58,17 @@ def record_problems(record: Record, runs: dict[str, list[Record]]) -> Iterator[s
 def _curve_problems(record: Record) -> Iterator[str]:
     """The last evaluation of the curve must be the record's."""
     weights, metrics = record.content["weights"], record.content["metrics"]
-    split = "val" if weights == "last" else f"val_{weights}"
     entries = read_curve(record.curve)
-    evaluations = [entry for entry in entries if entry["split"] == split]
-    if not evaluations:
-        yield f"{record.curve.name} beside it has no evaluation of the {weights} weights"
-        return
-    last = evaluations[-1]
-    for name, value in {**metrics, "step": record.content["steps"]}.items():
-        if last.get(name) != value:
-            yield f"{name} is {value} here and {last.get(name)} at the end of {record.curve.name}"
+    for set_name in dict.fromkeys(name.partition("/")[0] for name in metrics):
+        split = set_name if weights == "last" else f"{set_name}_{weights}"
+        evaluations = [entry for entry in entries if entry["split"] == split]
+        if not evaluations:
+            yield f"{record.curve.name} beside it has no evaluation of the {weights} weights"
+            return
+        own = {name.partition("/")[2]: value for name, value in metrics.items() if name.startswith(f"{set_name}/")}
+        for name, value in {**own, "step": record.content["steps"]}.items():
+            if evaluations[-1].get(name) != value:
+                yield f"{name} is {value} here and {evaluations[-1].get(name)} at the end of {record.curve.name}"
     training: dict[str, Any] = next((entry for entry in reversed(entries) if entry["split"] == "train"), {})
     for name, value in round_floats(record.content["train"]).items():
         if training.get(name, value) != value:  # what belongs to a machine is not kept in the curve

@@ -46,7 +46,7 @@ def collect(result: Path, runs: Path) -> Record | None:
     runs.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(entry) for entry in thin_curve(read_curve(result.with_name("metrics.jsonl")))]
     target.with_suffix(".jsonl").write_text("".join(f"{line}\n" for line in lines))
-    target.write_text(json.dumps(_without_local_paths(record.content), indent=2) + "\n")
+    target.write_text(json.dumps(_without_local_paths(record.stored), indent=2) + "\n")
     return read_record(target)
 
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import yaml
 
-from drconv.results.identity import select_binding
+from drconv.identity import select_binding
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast
+
+_MISSING = object()  # unequal to every value
 
 
 class Experiments:
@@ -43,12 +45,12 @@ class Experiments:
         has the default, which keeps what was before.
         """
         expected = compose_experiment(self.configs.resolve(), id)
-        unused = tuple(f"model.{conv}." for conv in ("drconv", "condconv") if conv != config["model"]["conv"])
+        unused = [f"model.{conv}." for conv in ("drconv", "condconv") if conv != config["model"]["conv"]]
         recorded = select_binding(config)
         return [
             f"{key}={_as_override(value)}"
             for key, value in sorted(recorded.items())
-            if key != "seed" and not key.startswith(("experiment.", *unused)) and (key not in expected or expected[key] != value)
+            if key != "seed" and not key.startswith(("experiment.", *unused)) and expected.get(key, _MISSING) != value
         ]
 
 
@@ -58,7 +60,7 @@ def compose_experiment(configs: Path, id: str) -> dict[str, Any]:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    import drconv.cli  # noqa: F401, registers the schema
+    import drconv.compose  # noqa: F401, registers the schema
 
     with initialize_config_dir(str(configs), version_base="1.3"):
         config: Any = OmegaConf.to_object(compose("train", overrides=[f"experiment={id}"]))

@@ -9,9 +9,12 @@ from typing import Any
 import torch
 
 from drconv.config import Config
+from drconv.errors import DataError
 from drconv.files import file_hash, replace_file, without_infinities
+from drconv.identity import config_hash, select_binding
+from drconv.migrations import SCHEMA
 from drconv.results import provenance
-from drconv.results.identity import config_hash, select_binding
+from drconv.tasks.registry import find_entry
 
 
 def run_record(
@@ -26,11 +29,12 @@ def run_record(
     The headline is the last checkpoint's (D10); with ``recipe.ema_decay`` it is that of the averaged weights, which
     are what such a recipe produces.
     """
-    headline = "ema" if "ema" in metrics else "last"
+    kind = "ema" if "ema" in metrics else "last"
     return {
+        "schema": SCHEMA,
         "status": "complete",
-        "metrics": metrics[headline],
-        "weights": headline,
+        "metrics": metrics[kind],
+        "weights": kind,
         "all_metrics": metrics,
         "seed": config.seed,
         "experiment": asdict(config.experiment),
@@ -47,6 +51,7 @@ def evaluation_record(
 ) -> dict[str, Any]:
     """What ``eval.py`` writes beside the weights."""
     return {
+        "schema": SCHEMA,
         "metrics": metrics,
         "weights": weights.name,
         "weights_sha256": file_hash(weights),
@@ -64,6 +69,20 @@ def circumstances(device: torch.device, num_devices: int) -> dict[str, Any]:
         "command": provenance.command_line(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
+
+
+def headline(config: Config, metrics: dict[str, float]) -> tuple[str, float]:
+    """Name and value of the metric that tables show: what the experiment names, else the task's.
+
+    Raises:
+        DataError: it was not computed, as with an evaluation set that has no sample.
+    """
+    entry = find_entry(config.task)
+    named = config.experiment.metric
+    name = (entry.full_name(named) if named else None) or entry.headline.metric
+    if name not in metrics:
+        raise DataError(f"{name} was not computed, only {', '.join(metrics)}; check the evaluation data")
+    return name, metrics[name]
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from drconv.errors import UserError
+from drconv.migrations import migrate_record
+from drconv.tasks.registry import TASKS
 
 # What every record has, by dotted key.
 REQUIRED: dict[str, type | tuple[type, ...]] = {
@@ -20,9 +22,6 @@ REQUIRED: dict[str, type | tuple[type, ...]] = {
     "wall_time_s": (int, float),
     "train": dict,
     "data": dict,
-    "cost.parameters": int,
-    "cost.multiply_adds": int,
-    "cost.paper_multiply_adds": int,
     "config.seed": int,
     "config.model.conv": str,
     "config.model.drconv": dict,
@@ -39,6 +38,11 @@ REQUIRED: dict[str, type | tuple[type, ...]] = {
     "command": str,
     "date": str,
 }
+COSTS: dict[str, type | tuple[type, ...]] = {
+    "cost.parameters": int,
+    "cost.multiply_adds": int,
+    "cost.paper_multiply_adds": int,
+}
 TAIL = 0.1  # share of a run's steps, its last, that the training accuracy is taken over
 
 
@@ -51,7 +55,8 @@ class Record:
     """A finished run as its ``result.json`` tells it."""
 
     path: Path
-    content: dict[str, Any]
+    content: dict[str, Any]  # as today's schema has it
+    stored: dict[str, Any]  # as it is in the file
 
     @property
     def id(self) -> str:
@@ -69,8 +74,12 @@ class Record:
 
     @property
     def metric(self) -> str:
-        """Name of the headline: what the experiment names, else the first that the task computes."""
-        return self.content["experiment"].get("metric") or next(iter(self.content["metrics"]))
+        """Name of the headline: what the experiment names, else the task's."""
+        task = self.content["config"]["task"]["name"]
+        named = self.content["experiment"].get("metric")
+        if task not in TASKS:  # of a task from outside: the first that it computed
+            return named or next(iter(self.content["metrics"]))
+        return TASKS[task].full_name(named) or named if named else TASKS[task].headline.metric
 
     @property
     def value(self) -> float:
@@ -78,13 +87,15 @@ class Record:
 
     @property
     def training_accuracy(self) -> float | None:
-        """Mean top-1 of the curve's entries in the last tenth of the steps, each as long as the steps it covers.
+        """Mean of the headline over the curve's training entries in the last tenth of the steps, each as long as the
+        steps it covers.
 
         None where none was logged.
         """
+        name = self.metric.rpartition("/")[2]
         first, every = (1 - TAIL) * self.content["steps"], self.content["config"]["logging"]["every"]
-        entries = [entry for entry in read_curve(self.curve) if entry["split"] == "train" and "top1" in entry]
-        tail = {entry["step"]: entry["top1"] for entry in entries if entry["step"] > first}
+        entries = [entry for entry in read_curve(self.curve) if entry["split"] == "train" and name in entry]
+        tail = {entry["step"]: entry[name] for entry in entries if entry["step"] > first}
         return statistics.fmean(tail.values(), [step % every or every for step in tail]) if tail else None
 
     @property
@@ -108,7 +119,9 @@ def read_record(path: Path) -> Record:
         content = json.loads(path.read_text())
     except ValueError:
         raise RecordError(f"{path} is not JSON; run the experiment again or delete it") from None
-    lacking = [key for key, kind in REQUIRED.items() if not isinstance(_look_up(content, key), kind)]
+    costs = COSTS if not isinstance(content, dict) or content.get("cost", 0) is not None else {}  # null: not countable
+    required = REQUIRED | costs
+    lacking = [key for key, kind in required.items() if not isinstance(_look_up(content, key), kind)]
     if lacking:
         raise RecordError(f"{path} lacks {', '.join(lacking)}; run the experiment again or delete it")
     if content["status"] != "complete":
@@ -117,9 +130,10 @@ def read_record(path: Path) -> Record:
         raise RecordError(f"{path} belongs to no experiment; train with experiment=... to record a run")
     if not content["metrics"]:
         raise RecordError(f"{path} has no metric; run the experiment again or delete it")
-    record = Record(path, content)
-    for name in {record.metric, *content["metrics"]}:
-        if not isinstance(content["metrics"].get(name), int | float):
+    record = Record(path, migrate_record(content), content)
+    metrics = record.content["metrics"]
+    for name in {record.metric, *metrics}:
+        if not isinstance(metrics.get(name), int | float):
             raise RecordError(f"{path} has no number for its metric {name}; run the experiment again or delete it")
     return record
 

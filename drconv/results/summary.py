@@ -7,12 +7,12 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any
 
+from drconv.identity import flatten, is_within
 from drconv.results.experiments import Experiments
-from drconv.results.identity import flatten, is_within
 from drconv.results.records import Record
 
 # Runs are compared that are equal in these sections and keys of the configuration, ...
-COMPARED = ("recipe", "data", "weights", "runtime.precision", "runtime.sync_bn")
+COMPARED = ("task", "recipe", "data", "weights", "backbone", "runtime.precision", "runtime.sync_bn")
 # ... leaving out names, and what acts on guides alone.
 NAMES = ("recipe.name", "recipe.note", "data.root")
 OF_GUIDES = ("recipe.optimizer.guide_lr", "recipe.optimizer.guide_weight_decay")

@@ -230,6 +230,8 @@ def _cost_cells(group: Group | None, *keys: str) -> list[str]:
     if group is None:
         return [EMPTY] * (len(keys) + 1)
     cost = group.records[0].content["cost"]
+    if cost is None:
+        return [EMPTY] * (len(keys) + 1)
     return [*(f"{cost[key] / 1e6:.1f}M" for key in keys), f"{cost['parameters'] / 1e6:.2f}M"]
 
 

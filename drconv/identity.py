@@ -8,7 +8,7 @@ from typing import Any
 # Keys that may differ between a run and its continuation: they change where and how fast it runs, not what it computes.
 # The data are compared by their fingerprint, not by their path. devices and accumulate do change which pictures a batch
 # norm sees together; a run may go on with others all the same, and its record says how many there were.
-FREE_KEYS = ("overwrite", "outputs", "run", "data.root", "logging", "experiment.note")
+FREE_KEYS = ("overwrite", "outputs", "run", "data.root", "logging", "experiment.note", "task.module")
 FREE_RUNTIME = (
     "device",
     "devices",

@@ -1,4 +1,4 @@
-"""The data set of all classification tasks: a source, the positions that are used, and a transform."""
+"""The data set of classification: a source, the positions that are used, and a transform."""
 
 import logging
 from collections.abc import Callable
@@ -7,34 +7,41 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import default_collate
 
 from drconv.data.hashing import hash_range
-from drconv.data.source import Fingerprint, Source
+from drconv.data.source import Source
 from drconv.errors import DataError
+from drconv.interfaces import Batch, Facts, Fingerprint, Sample, SampleKey
 
 logger = logging.getLogger(__name__)
 
-Sample = dict[str, Tensor | int | bool]
-Transform = Callable[[Tensor, int], Tensor]
+Transform = Callable[[Sample, int], Sample]
 
 
-class PictureDataset(Dataset[Sample]):
+class PictureDataset:
     """Transformed pictures, looked up by ``(index, seed)``.
 
     Args:
         source: the pictures.
-        transform: maps uint8 (3, H, W) and a seed to uint8 (3, S, S).
+        transform: maps a sample whose ``image`` is uint8 (3, H, W), and a seed, to one with uint8 (3, S, S).
+        size: S, pixels.
         positions: int64, the positions of the source that are used, or None for all.
         skip_broken: whether a picture that does not decode is replaced by the next one and marked, or is an
             error.
     """
 
     def __init__(
-        self, source: Source, transform: Transform, positions: Tensor | None = None, skip_broken: bool = False
+        self,
+        source: Source,
+        transform: Transform,
+        size: int,
+        positions: Tensor | None = None,
+        skip_broken: bool = False,
     ) -> None:
         self.source = source
         self.transform = transform
+        self.size = size
         self.positions = positions
         self.skip_broken = skip_broken
 
@@ -50,7 +57,7 @@ class PictureDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.source.labels) if self.positions is None else len(self.positions)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
+    def __getitem__(self, key: SampleKey) -> Sample:
         """One sample.
 
         Args:
@@ -73,13 +80,15 @@ class PictureDataset(Dataset[Sample]):
                 logger.warning("skipped: %s", str(error).rpartition("; ")[0])  # the rest says how to skip it
                 continue
             label = int(self.source.labels[position])
-            return {
-                "image": self.transform(picture, seed),
-                "label": label,
-                "index": index,
-                "valid": shift == 0,
-            }
+            return self.transform({"image": picture, "label": label, "index": index, "valid": shift == 0}, seed)
         raise DataError(f"none of the {len(self)} pictures of {self.source.name} decodes; check data.root")
+
+    def collate(self, samples: list[Sample]) -> Batch:
+        return default_collate(samples)
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(len(self.classes), (self.size, self.size), self.classes)
 
     def fingerprint(self) -> Fingerprint:
         """Number of pictures used, files and classes, and a hash over names and sizes."""

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from drconv.config import DataConfig
-from drconv.data.dataset import PictureDataset, balanced_choice
 from drconv.data.hashing import hash_integers
-from drconv.data.imagenet import index_flat_validation, is_flat
-from drconv.data.memory import DecodedSource, GeneratedSource, load_digits
 from drconv.data.source import FileSource, Source, check_same_classes, class_folders, split_folder
-from drconv.data.transforms import EvalTransform, TrainTransform
 from drconv.errors import ConfigError
+from drconv.tasks.classification.dataset import PictureDataset, balanced_choice
+from drconv.tasks.classification.imagenet import index_flat_validation, is_flat
+from drconv.tasks.classification.memory import DecodedSource, GeneratedSource, load_digits
+from drconv.tasks.classification.transforms import EvalTransform, TrainTransform
 
 _HOLDOUT_KEY, _FRACTION_KEY = 0, 1
 
@@ -29,13 +29,18 @@ def build_dataset(config: DataConfig, split: str, seed: int = 0) -> PictureDatas
         seed: decides which pictures ``data.fraction`` keeps.
 
     Raises:
-        ValueError: an option that does not exist or is out of range.
+        ValueError: an unknown split.
         FileNotFoundError: a folder is missing; the message has the expected tree.
         DataError: the folders contradict each other.
-        ConfigError: ``data.holdout`` and ``data.fraction`` leave no picture.
+        ConfigError: an unknown ``data.name``; another number of classes than ``data.num_classes``; ``data.holdout``
+            and ``data.fraction`` leave no picture.
     """
-    _check(config, split)
+    if split not in ("train", "val"):
+        raise ValueError(f"split={split} does not exist; use train or val")
+    if config.name not in _SOURCES:
+        raise ConfigError(f"data.name={config.name} has no pictures with labels; use one of {', '.join(_SOURCES)}")
     source = _SOURCES[config.name](config, "train" if config.holdout else split)
+    _check_number_of_classes(source, config)
     source = DecodedSource(source) if config.in_memory else source
     transform = TrainTransform(config) if split == "train" else EvalTransform(config)
     positions = _positions(source.labels, config, split, seed)
@@ -44,7 +49,16 @@ def build_dataset(config: DataConfig, split: str, seed: int = 0) -> PictureDatas
             f"data.holdout={config.holdout} and data.fraction={config.fraction} leave no picture of {source.name} for "
             f"split {split}: both count whole pictures of each class; change data.holdout or data.fraction"
         )
-    return PictureDataset(source, transform, positions, skip_broken=config.broken == "skip")
+    return PictureDataset(source, transform, config.image_size, positions, skip_broken=config.broken == "skip")
+
+
+def _check_number_of_classes(source: Source, config: DataConfig) -> None:
+    found, expected = len(source.classes), config.num_classes
+    if expected is not None and expected != found:
+        raise ConfigError(
+            f"{source.name} has {found} classes, data.num_classes says {expected}; correct one of them (null counts "
+            f"the folders)"
+        )
 
 
 def _positions(labels: Tensor, config: DataConfig, split: str, seed: int) -> Tensor | None:
@@ -93,16 +107,3 @@ def _other_folder(config: DataConfig, split: str) -> Path:
 
 
 _SOURCES = {"digits": _digits, "imagefolder": _imagefolder, "imagenet": _imagenet, "generated": _generated}
-
-
-def _check(config: DataConfig, split: str) -> None:
-    if config.name not in _SOURCES:
-        raise ValueError(f"data.name={config.name} does not exist; use one of {', '.join(_SOURCES)}")
-    if split not in ("train", "val"):
-        raise ValueError(f"split={split} does not exist; use train or val")
-    if config.broken not in ("error", "skip"):
-        raise ValueError(f"data.broken={config.broken} does not exist; use error or skip")
-    if not 0 <= config.holdout < 1:
-        raise ValueError(f"data.holdout={config.holdout} must be at least 0 and below 1")
-    if not 0 < config.fraction <= 1:
-        raise ValueError(f"data.fraction={config.fraction} must be above 0 and at most 1")

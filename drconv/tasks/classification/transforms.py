@@ -1,4 +1,4 @@
-"""Training augmentation and evaluation transform on uint8 tensors (3, H, W); all randomness from one generator.
+"""Training augmentation and evaluation transform of samples, on uint8 images (3, H, W).
 
 The training transform has the semantics of torchvision's RandomResizedCrop, ColorJitter (without hue) and
 RandomHorizontalFlip, which the ShuffleNetV2 recipe uses. The numbers are drawn from a ``random.Random`` that
@@ -7,6 +7,7 @@ order.
 """
 
 import math
+from collections.abc import Callable
 from random import Random
 
 import numpy as np
@@ -16,9 +17,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from drconv.config import AugmentConfig, DataConfig
+from drconv.interfaces import Sample
 
 INTERPOLATIONS = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
-_CROPS = ("random_resized", "pad", "none")
 _BRIGHTNESS, _CONTRAST, _SATURATION = range(3)
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as in Pillow
 
@@ -26,41 +27,45 @@ Box = tuple[int, int, int, int]
 
 
 class EvalTransform:
-    """Resize the shorter side to ``data.eval_resize`` and cut the central square of ``data.image_size``.
-
-    Raises:
-        ValueError: an option that does not exist, or a square larger than the resized picture.
-    """
+    """Resize the shorter side to ``data.eval_resize`` and cut the central square of ``data.image_size``."""
 
     def __init__(self, config: DataConfig) -> None:
-        _check(config)
         self.size = config.image_size
         self.resize = config.eval_resize
         self.interpolation = INTERPOLATIONS[config.interpolation]
 
-    def __call__(self, image: Tensor, seed: int) -> Tensor:
-        """Map (3, H, W) to (3, S, S); the seed is ignored."""
+    def __call__(self, sample: Sample, seed: int) -> Sample:
+        """Maps ``image`` (3, H, W) to (3, S, S); the seed is ignored."""
+        return {**sample, "image": self.cut(sample["image"])}
+
+    def cut(self, image: Tensor) -> Tensor:
+        """(3, H, W) to (3, S, S)."""
         image = resize_shorter_side(image, self.resize, self.interpolation)
         return F.center_crop(image, [self.size, self.size]).contiguous()
 
 
 class TrainTransform:
-    """Random crop, rotation, colour jitter and flip as ``data.augment`` says.
-
-    Raises:
-        ValueError: an option that does not exist.
-    """
+    """Random crop, rotation, colour jitter and flip as ``data.augment`` says."""
 
     def __init__(self, config: DataConfig) -> None:
-        _check(config)
         self.size = config.image_size
-        self.augment: AugmentConfig = config.augment
+        self.options: AugmentConfig = config.augment
         self.interpolation = INTERPOLATIONS[config.interpolation]
-        self.uncropped = EvalTransform(config) if config.augment.crop == "none" else None
+        crops = {
+            "random_resized": self._crop_random_resized,
+            "pad": self._crop_padded,
+            "none": self._crop_centre,
+        }
+        self._uncropped = EvalTransform(config)
+        self._crop: Callable[[Tensor, Random], Tensor] = crops[config.augment.crop]
 
-    def __call__(self, image: Tensor, seed: int) -> Tensor:
-        """Map (3, H, W) to (3, S, S); the same seed gives the same bits."""
-        random, augment = Random(seed), self.augment
+    def __call__(self, sample: Sample, seed: int) -> Sample:
+        """Maps ``image`` (3, H, W) to (3, S, S); the same seed gives the same bits."""
+        return {**sample, "image": self.augment(sample["image"], Random(seed))}
+
+    def augment(self, image: Tensor, random: Random) -> Tensor:
+        """(3, H, W) to (3, S, S)."""
+        augment = self.options
         image = self._crop(image, random)
         if augment.rotate:
             angle = random.uniform(-augment.rotate, augment.rotate)
@@ -71,19 +76,20 @@ class TrainTransform:
             image = image.flip(-1)
         return image.contiguous()
 
-    def _crop(self, image: Tensor, random: Random) -> Tensor:
-        augment, size = self.augment, self.size
-        if self.uncropped is not None:
-            return self.uncropped(image, 0)
-        if augment.crop == "pad":
-            image = resize_shorter_side(image, size, self.interpolation)
-            image = F.pad(image, [augment.crop_padding])
-            top = random.randint(0, image.shape[1] - size)
-            left = random.randint(0, image.shape[2] - size)
-            return image[:, top : top + size, left : left + size]
-        top, left, height, width = random_resized_box(image.shape[1], image.shape[2], augment, random)
+    def _crop_centre(self, image: Tensor, random: Random) -> Tensor:
+        return self._uncropped.cut(image)
+
+    def _crop_padded(self, image: Tensor, random: Random) -> Tensor:
+        size = self.size
+        image = F.pad(resize_shorter_side(image, size, self.interpolation), [self.options.crop_padding])
+        top = random.randint(0, image.shape[1] - size)
+        left = random.randint(0, image.shape[2] - size)
+        return image[:, top : top + size, left : left + size]
+
+    def _crop_random_resized(self, image: Tensor, random: Random) -> Tensor:
+        top, left, height, width = random_resized_box(image.shape[1], image.shape[2], self.options, random)
         image = image[:, top : top + height, left : left + width]
-        return F.resize(image, [size, size], interpolation=self.interpolation, antialias=True)
+        return F.resize(image, [self.size, self.size], interpolation=self.interpolation, antialias=True)
 
 
 def random_resized_box(height: int, width: int, augment: AugmentConfig, random: Random) -> Box:
@@ -138,15 +144,3 @@ def jitter_colours(image: Tensor, strengths: list[float], random: Random) -> Ten
             pixels.clamp_(0, 255)
     # NumPy's conversion takes a seventh of the time of torch's.
     return torch.from_numpy(pixels.round_().numpy().astype(np.uint8))
-
-
-def _check(config: DataConfig) -> None:
-    if config.interpolation not in INTERPOLATIONS:
-        raise ValueError(f"data.interpolation={config.interpolation} does not exist; use {' or '.join(INTERPOLATIONS)}")
-    if config.augment.crop not in _CROPS:
-        raise ValueError(f"data.augment.crop={config.augment.crop} does not exist; use one of {', '.join(_CROPS)}")
-    if config.eval_resize < config.image_size:
-        raise ValueError(
-            f"data.eval_resize={config.eval_resize} is smaller than data.image_size={config.image_size}; "
-            "the central square must fit into the resized picture"
-        )

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import torch
 
 from drconv.config import DataConfig
-from drconv.data import imagenet
-from drconv.data.dataset import PictureDataset
 from drconv.errors import DataError
+from drconv.tasks.classification import imagenet
+from drconv.tasks.classification.dataset import PictureDataset
 
 _IMAGENET_COUNTS = {"train": imagenet.NUM_TRAIN, "val": imagenet.NUM_VAL}
 

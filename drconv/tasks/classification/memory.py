@@ -11,9 +11,10 @@ from torchvision.transforms.v2 import functional as F
 
 from drconv.config import DataConfig
 from drconv.data.hashing import hash_integers, hash_range, permutation
-from drconv.data.source import Fingerprint, Source
-from drconv.data.transforms import INTERPOLATIONS
+from drconv.data.source import Source
 from drconv.errors import DataError
+from drconv.interfaces import Fingerprint
+from drconv.tasks.classification.transforms import INTERPOLATIONS
 
 _DIGITS_VAL_PER_CLASS = 36  # of 174 to 183, so 20 %
 _DIGITS_KEY = 1998

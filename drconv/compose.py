@@ -1,0 +1,111 @@
+"""Configurations composed, checked, stored and read again. Imports no torch."""
+
+import hashlib
+from dataclasses import asdict
+from pathlib import Path
+
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from drconv.config import Config
+from drconv.config_check import validate
+from drconv.errors import ConfigError, RunFolderError
+from drconv.identity import FREE_KEYS, FREE_RUNTIME
+from drconv.migrations import SCHEMA, migrate_config, migrate_override
+
+ConfigStore.instance().store("schema", Config)
+
+# Overrides that are not part of a run's name: the seed has its own place, the others do not change what it computes.
+UNNAMED = ("seed", *FREE_KEYS, *(f"runtime.{key}" for key in FREE_RUNTIME))
+MAX_NAME = 150  # characters of the overrides in a run's name; file systems allow 255
+
+
+def typed(raw: DictConfig) -> Config:
+    """The checked dataclass of a composed configuration, with the run's folder filled in."""
+    config = OmegaConf.to_object(raw)
+    assert isinstance(config, Config)
+    if HydraConfig.initialized():
+        for override in HydraConfig.get().overrides.task:
+            if override.startswith(("+", "~")):
+                raise ConfigError(f"{override}: keys cannot be added or removed; write {override.lstrip('+~')}")
+    if config.run is None:
+        config.run = str(Path(config.outputs) / run_name(config))
+    validate(config)
+    return config
+
+
+def config_of_run(arguments: list[str]) -> Config | None:
+    """The configuration stored in the folder that ``run=`` names, with the other arguments as overrides.
+
+    Returns:
+        None where the arguments name no run, or a model of their own.
+    """
+    given = dict(argument.partition("=")[::2] for argument in arguments)
+    if "run" not in given or "model" in given or "experiment" in given:
+        return None
+    stored = load_config(Path(given["run"]))
+    if "weights" not in given:
+        stored.weights = None  # those that the run started from
+    others = [migrate_override(argument) for argument in arguments if not argument.startswith("run=")]
+    overrides = OmegaConf.from_dotlist(others)
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(stored), overrides))
+    except OmegaConfBaseException as error:
+        reason = str(error).split("\n")[0]
+        raise ConfigError(f"beside run= give single keys such as data.root= or runtime.devices=; {reason}") from None
+    assert isinstance(config, Config)
+    config.run = given["run"]
+    validate(config)
+    return config
+
+
+def load_config(folder: Path) -> Config:
+    """The configuration a run was made with.
+
+    Raises:
+        RunFolderError: there is none, or it is not of this version's schema.
+    """
+    stored = folder / "config.yaml"
+    if not stored.exists():
+        raise RunFolderError(f"run={folder} holds no config.yaml; give the folder that training printed")
+    try:
+        content = yaml.safe_load(stored.read_text())
+        current = migrate_config(content, content.pop("schema", 1))
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), current))
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise RunFolderError(f"{stored} does not fit this version: {reason}") from None
+    assert isinstance(config, Config)
+    return config
+
+
+def run_name(config: Config) -> str:
+    """A stable name: the experiment or the chosen model, data and recipe, then what was overridden, then the seed."""
+    hydra_config = HydraConfig.get()
+    choices = hydra_config.runtime.choices
+    named = ["experiment"]
+    if choices.get("experiment"):
+        name = str(choices["experiment"])
+    else:
+        named += ["model", "data", "recipe"]
+        name = f"{choices['model']}/{config.data.name}"
+        if choices["recipe"] != choices["data"]:
+            name += f"-{choices['recipe']}"
+    changed = []
+    for override in hydra_config.overrides.task:
+        key, _, value = override.partition("=")
+        if key in named or key in UNNAMED or key.startswith(tuple(f"{unnamed}." for unnamed in UNNAMED)):
+            continue
+        changed.append(f"{key}={value}".replace("/", "_"))
+    own = ",".join(sorted(changed))
+    if len(own) > MAX_NAME:
+        own = f"{own[:MAX_NAME]}~{hashlib.sha256(own.encode()).hexdigest()[:8]}"
+    return "/".join([name, ",".join([*([own] if own else []), f"seed{config.seed}"])])
+
+
+def as_yaml(config: Config) -> str:
+    """The resolved configuration as YAML, with the number of its schema."""
+    return OmegaConf.to_yaml(OmegaConf.create({"schema": SCHEMA, **asdict(config)}))

@@ -1,0 +1,115 @@
+"""What a training run says and keeps of its steps: means over intervals, log lines, ``metrics.jsonl``, its mirror."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from drconv import distributed
+from drconv.config import Config
+from drconv.engine.metrics_log import MetricsLog
+from drconv.engine.progress import Progress
+from drconv.engine.step import StepLog
+from drconv.engine.wandb_mirror import WandbMirror
+
+
+class TrainingLog:
+    """Sums up steps on the device and writes an entry every ``logging.every`` steps; files are rank 0's alone.
+
+    Attributes:
+        last_entry: the last training entry.
+        totals: counts of all steps and ranks so far.
+    """
+
+    def __init__(self, config: Config, num_steps: int, device: torch.device) -> None:
+        self.config = config
+        self.num_steps = num_steps
+        self.device = device
+        self.last_entry: dict[str, Any] = {}
+        self.totals: dict[str, int] = {}
+        self._sums: dict[str, Tensor] = {}  # of the means since the last entry
+        self._counts: dict[str, Tensor] = {}  # since the last entry
+        self._steps = 0  # since the last entry
+        self._first_bad = torch.full((), math.inf, device=device)  # first step whose loss was not finite
+        self._file: MetricsLog | None = None
+        self._mirror: WandbMirror | None = None
+
+    def open(self, folder: Path, file: Path, step: int, evaluates_first: bool) -> None:
+        """Begins to write, at the step that the run continues with."""
+        self.progress = Progress(self.num_steps, step, self.config.recipe.batch_size, self.device)
+        if distributed.is_main():
+            self._file = MetricsLog(file, step, evaluates_first)
+            self._mirror = WandbMirror(self.config, folder)
+
+    def close(self, summary: dict[str, Any], exit_code: int = 0) -> None:
+        """Ends the W&B run."""
+        if self._mirror is not None:
+            self._mirror.finish(summary, exit_code)
+
+    def add(self, step: int, logged: StepLog) -> None:
+        """Takes in the step that led to ``step``; nothing waits for the device."""
+        bad = torch.where(torch.isfinite(logged.means["loss"]), math.inf, float(step))
+        self._first_bad = torch.minimum(self._first_bad, bad)
+        for name, value in logged.means.items():
+            self._sums[name] = self._sums.get(name, 0) + value
+        for name, value in logged.counts.items():
+            self._counts[name] = self._counts.get(name, 0) + value
+        self._steps += 1
+
+    def first_bad_step(self) -> float:
+        """The first step whose loss was not finite on any rank, or infinity; collective, and waits for the device."""
+        return -distributed.all_reduce(-self._first_bad, "max").item()
+
+    def write(self, step: int, lr: float, watched: dict[str, Any]) -> None:
+        """Ends the interval with an entry; collective."""
+        entry: dict[str, Any] = self._means() | self._take_counts()
+        self._sums, self._steps = {}, 0
+        entry["lr"] = lr
+        entry |= self.progress.measure(step)
+        self.last_entry = dict(entry)
+        if distributed.is_main():
+            self.progress.line(step, entry)
+            self.record("train", step, entry | watched)
+
+    def record(self, split: str, step: int, entry: dict[str, Any]) -> None:
+        """Writes an entry on rank 0: the file first, then its mirror."""
+        if self._file is not None and self._mirror is not None:
+            self._file.append({"step": step, "split": split, **entry})
+            self._mirror.log({"step": step, **entry}, split)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the resume state: the unfinished interval as its mean over the ranks; collective."""
+        ranks = distributed.world_size()
+        return {
+            "sums": {name: distributed.all_reduce(value.clone()) / ranks for name, value in self._sums.items()},
+            "steps": self._steps,
+            "counts": {name: int(distributed.all_reduce(value.clone())) for name, value in self._counts.items()},
+            "totals": self.totals,
+            "last_entry": self.last_entry,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._sums, self._steps = state["sums"], state["steps"]
+        self.totals, self.last_entry = state["totals"], state["last_entry"]
+        if distributed.is_main():  # they are sums over the ranks already
+            self._counts = {name: torch.tensor(value, device=self.device) for name, value in state["counts"].items()}
+
+    def _means(self) -> dict[str, float]:
+        names = sorted(self._sums)
+        sums = torch.stack([self._sums[name].double() for name in names])
+        means = distributed.all_reduce(sums) / (self._steps * distributed.world_size())
+        return dict(zip(names, means.tolist(), strict=True))
+
+    def _take_counts(self) -> dict[str, int]:
+        """The counts of the interval over all ranks, added to the totals."""
+        names = sorted(self._counts)
+        if not names:
+            return {}
+        sums = distributed.all_reduce(torch.stack([self._counts[name].double() for name in names])).tolist()
+        counts = {name: round(value) for name, value in zip(names, sums, strict=True)}
+        self._counts = {}
+        for name, value in counts.items():
+            self.totals[name] = self.totals.get(name, 0) + value
+        return counts

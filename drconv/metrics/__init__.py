@@ -1,1 +1,0 @@
-"""Metrics: sums over samples, reduced over the ranks once."""

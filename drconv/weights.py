@@ -1,0 +1,128 @@
+"""Weights files: safetensors, replaced atomically, loaded whole or into a part of a larger network."""
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from drconv.errors import WeightsError
+from drconv.files import replace_file
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a file gave to a network, by the names of the network's tensors.
+
+    Attributes:
+        source: the file.
+        loaded: tensors that were filled.
+        kept: tensors that stay at their start, with the reason.
+        unused: tensors of the file that the network has no place for.
+    """
+
+    source: str
+    loaded: list[str]
+    kept: dict[str, str]
+    unused: list[str]
+
+    def __str__(self) -> str:
+        parts = [f"{self.source}: {len(self.loaded)} tensors loaded"]
+        if self.kept:
+            parts.append("not loaded: " + _some([f"{name} ({reason})" for name, reason in self.kept.items()]))
+        if self.unused:
+            parts.append(f"not used: {_some(self.unused)}")
+        return "; ".join(parts)
+
+
+def save_weights(path: Path, network: nn.Module, metadata: dict[str, str]) -> None:
+    """Saves all parameters and buffers."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    replace_file(path, save(tensors, metadata=metadata))
+
+
+def load_weights(path: Path, network: nn.Module) -> None:
+    """Loads a safetensors file that must hold exactly the network's parameters and buffers.
+
+    Raises:
+        WeightsError: damaged file; missing or unexpected names; a shape that differs.
+    """
+    tensors = read_tensors(path)
+    expected = network.state_dict()
+    if problem := _difference(expected, tensors):
+        raise WeightsError(
+            f"weights={path} do not fit the network: {problem}; check model=, or give backbone= in place of weights=, "
+            f"which loads what fits"
+        )
+    network.load_state_dict(tensors)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file.
+
+    Raises:
+        WeightsError: missing or damaged file.
+    """
+    if not path.exists():
+        raise WeightsError(f"weights={path} is missing; give an existing file, or train with overwrite=true")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"weights={path} cannot be read ({error}); is it a complete safetensors file?") from None
+
+
+def load_backbone(path: Path, network: nn.Module, prefix: str | None = None) -> LoadReport:
+    """Fills the tensors of a network that the file has under the same name and shape, and says which it did not.
+
+    Args:
+        path: safetensors file, such as ``model.safetensors`` of a run.
+        network: whose other tensors stay as they are.
+        prefix: of the part in the network's names that the file is for, such as ``backbone.body.``; None for the
+            network's ``backbone_prefix``, or the whole network without one.
+
+    Raises:
+        WeightsError: missing or damaged file; not one tensor fits.
+    """
+    prefix = getattr(network, "backbone_prefix", "") if prefix is None else prefix
+    own = {name: tensor for name, tensor in network.state_dict().items() if name.startswith(prefix)}
+    found = {f"{prefix}{name}": tensor for name, tensor in read_tensors(path).items()}
+    kept = {name: _misfit(tensor, found.get(name)) for name, tensor in own.items()}
+    loaded = {name: found[name] for name, reason in kept.items() if not reason}
+    if not loaded:
+        raise WeightsError(f"backbone={path} has no tensor that fits the network: {_difference(own, found)}")
+    network.load_state_dict(loaded, strict=False)
+    reasons = {name: reason for name, reason in kept.items() if reason}
+    return LoadReport(str(path), list(loaded), reasons, [name for name in found if name not in own])
+
+
+def _misfit(own: Tensor, found: Tensor | None) -> str:
+    """Why a tensor of a file is not loaded; empty where it is."""
+    if found is None:
+        return "not in the file"
+    return "" if found.shape == own.shape else f"{tuple(found.shape)} in the file, {tuple(own.shape)} here"
+
+
+def _difference(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
+    missing = [name for name in expected if name not in found]
+    unexpected = [name for name in found if name not in expected]
+    shapes = [
+        f"{name} is {tuple(found[name].shape)}, the network's is {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    parts = []
+    if missing:
+        near = difflib.get_close_matches(missing[0], unexpected, n=1)
+        parts.append(f"missing {_some(missing)}" + (f" (near: {near[0]})" if near else ""))
+    if unexpected:
+        parts.append(f"unexpected {_some(unexpected)}")
+    if shapes:
+        parts.append(_some(shapes))
+    return "; ".join(parts)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
