@@ -184,7 +184,11 @@ def _groups_of(id: str, sources: Sources) -> list[Group | None]:
 
 
 def _row_name(row: str, printed: dict[str, Any], group: Group | None) -> str:
-    marks = [text for key, text in (("starred", "hypothesis, D4"), ("quoted", "quoted")) if printed.get(key)]
+    marks = [
+        text
+        for key, text in (("starred", "hypothesis, D4"), ("released", "as released"), ("quoted", "quoted"))
+        if printed.get(key)
+    ]
     return f"`{row}`" + (f" ({', '.join(marks)})" if marks else "") + (_changes(group) if group else "")
 
 
