@@ -9,26 +9,16 @@ import yaml
 
 from drconv.results.decisions import find_decisions
 from drconv.results.experiments import Experiments
+from drconv.results.forms import Fits, forms_table, planted_table, read_fits
 from drconv.results.records import Record, read_records
 from drconv.results.summary import Group, Spread, compute_spread, find_baseline, group_records, pair_by_seed
+from drconv.results.table import EMPTY, NOT_RUN, Table, format_spread
 
-NOT_RUN = "not run"
-EMPTY = "-"
 PAPER_TABLES = {  # of paper.yaml: title, key of the headline, its name
     "table1": ("Table 1: ImageNet, 224 pixels", "top1", "top-1"),
     "table2": ("Table 2: MegaFace, 1,000,000 distractors", "rank1", "rank-1"),
     "table3": ("Table 3: COCO minival", "box", "box AP"),
 }
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells as Markdown; a cell with links is a list of records, written when the page is known."""
-
-    title: str
-    header: list[str]
-    rows: list[list[str | list[Record]]]
-    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,6 +32,7 @@ class Sources:
         records: all records, by experiment and seed.
         groups: the same, by configuration.
         problems: files in ``results/runs`` that are no records.
+        fits: those of ``results/planted``, by file.
     """
 
     paper: dict[str, Any]
@@ -50,6 +41,7 @@ class Sources:
     records: list[Record]
     groups: list[Group]
     problems: list[str]
+    fits: Fits
 
 
 def load_sources(root: Path) -> Sources:
@@ -65,12 +57,16 @@ def load_sources(root: Path) -> Sources:
     ]
     paper = yaml.safe_load((root / "results" / "paper.yaml").read_text())
     comparisons = yaml.safe_load((root / "results" / "comparisons.yaml").read_text())
-    return Sources(paper, comparisons, experiments, known, group_records(known, experiments), problems)
+    fits = read_fits(root / "results" / "planted")
+    return Sources(paper, comparisons, experiments, known, group_records(known, experiments), problems, fits)
 
 
 def make_tables(sources: Sources) -> dict[str, Table]:
-    """All tables by name: the paper's, the comparisons, and ``summary``, the short form of Table 1."""
-    tables = {name: paper_table(name, sources) for name in PAPER_TABLES if name in sources.paper}
+    """All tables by name: the forms, the planted regions, the paper's, the comparisons, and ``summary``, Table 1 in
+    short."""
+    tables = {"forms": forms_table(sources.fits, sources.groups)}
+    tables |= {f"planted_{name}": planted_table(name, fits) for name, fits in sources.fits.items()}
+    tables |= {name: paper_table(name, sources) for name in PAPER_TABLES if name in sources.paper}
     tables |= {name: comparison_table(name, sources) for name in sources.comparisons}
     return tables | {"summary": summary_table(sources)}
 
@@ -158,13 +154,6 @@ def comparison_table(name: str, sources: Sources) -> Table:
             row += [*_cost_cells(group, "multiply_adds"), *_run_cells(group, sources.experiments.describe(id))]
             rows.append(row)
     return Table(entry["title"], header, rows, entry.get("text", ""))
-
-
-def format_spread(spread: Spread, sign: bool = False, unit: str = "seed") -> str:
-    """Such as ``78.12 ± 0.31 (3 seeds)``; no ± for a single number."""
-    number = f"{spread.mean:+.2f}" if sign else f"{spread.mean:.2f}"
-    deviation = "" if spread.deviation is None else f" ± {spread.deviation:.2f}"
-    return f"{number}{deviation} ({spread.count} {unit}{'' if spread.count == 1 else 's'})"
 
 
 def _select_ids(entry: dict[str, Any], ids: list[str]) -> list[str]:
