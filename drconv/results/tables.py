@@ -225,7 +225,11 @@ def _cost_cells(group: Group | None, *keys: str) -> list[str]:
     cost = group.records[0].content["cost"]
     if cost is None:
         return [EMPTY] * (len(keys) + 1)
-    return [*(f"{cost[key] / 1e6:.1f}M" for key in keys), f"{cost['parameters'] / 1e6:.2f}M"]
+    parameters = cost["parameters"]
+    return [
+        *(f"{cost[key] / 1e6:.{1 if cost[key] >= 1e6 else 2}f}M" for key in keys),
+        f"{parameters / 1e6:.2f}M" if parameters >= 1e5 else f"{parameters / 1e3:.1f}k",
+    ]
 
 
 def _run_cells(group: Group | None, described: dict[str, Any]) -> list[str | list[Record]]:
