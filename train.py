@@ -1,45 +1,8 @@
-"""Trains one network: ``python train.py model=drconv_shufflenetv2_0.5x``."""
+"""Trains one network: ``python train.py model=drconv_shufflenetv2_0.5x``. What it does: drconv/commands/train.py."""
 
-from pathlib import Path
+from drconv.commands.train import main, train, worker
 
-from drconv.cli import command
-from drconv.config import Config
-
-CONFIGS = Path(__file__).parent / "configs"
-
-
-def train(config: Config) -> float:
-    """Starts the ranks of a run and returns its headline metric."""
-    from drconv.engine.launch import launch
-    from drconv.engine.run_folder import check_folder
-
-    check_folder(config)  # before the seconds that torch takes to import
-    return launch(worker, config)
-
-
-def worker(config: Config) -> float:
-    """One rank of a run, from data to record."""
-    from drconv.engine.dry_run import dry_run
-    from drconv.engine.run import Run
-    from drconv.engine.trainer import Trainer
-    from drconv.tasks import find_task
-    from models import create_model
-
-    with Run(config) as run:
-        if run.finished is not None:
-            return run.finished
-        data = run.load_data()
-        run.announce(data)
-        facts = data.train.facts
-        network = create_model(config.model, facts.num_outputs, facts.input_size)
-        task = find_task(config.task)(network, config, facts)
-        run.start_from(task)
-        if config.runtime.dry_run:
-            return dry_run(config, task, data, run.device)
-        trainer = Trainer(config, task, data, run.folder, run.device)
-        metrics = trainer.fit()
-        return run.record(trainer, metrics)
-
+__all__ = ["main", "train", "worker"]
 
 if __name__ == "__main__":
-    command(train, CONFIGS)()
+    main()

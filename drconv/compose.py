@@ -31,10 +31,28 @@ def typed(raw: DictConfig) -> Config:
         for override in HydraConfig.get().overrides.task:
             if override.startswith(("+", "~")):
                 raise ConfigError(f"{override}: keys cannot be added or removed; write {override.lstrip('+~')}")
+    name_experiment(config)
     if config.run is None:
         config.run = str(Path(config.outputs) / run_name(config))
     validate(config)
     return config
+
+
+def name_experiment(config: Config, chosen: str | None = None) -> None:
+    """Fills ``experiment.id``; a row that is ``same_as`` another becomes that one, so that it is not trained twice.
+
+    Args:
+        config: composed; changed in place.
+        chosen: the choice of ``experiment=``; by default the one that Hydra's command line was given.
+    """
+    experiment = config.experiment
+    if chosen is None and HydraConfig.initialized():
+        chosen = HydraConfig.get().runtime.choices.get("experiment")
+    if experiment.same_as is not None:
+        print(f"note: the same run as experiment={experiment.same_as}, which is trained; its record counts for both")
+        chosen = experiment.same_as
+        experiment.same_as = None
+    experiment.id = experiment.id or chosen
 
 
 def config_of_run(arguments: list[str]) -> Config | None:
@@ -87,8 +105,8 @@ def run_name(config: Config) -> str:
     hydra_config = HydraConfig.get()
     choices = hydra_config.runtime.choices
     named = ["experiment"]
-    if choices.get("experiment"):
-        name = str(choices["experiment"])
+    if config.experiment.id:
+        name = config.experiment.id
     else:
         named += ["model", "data", "recipe"]
         name = f"{choices['model']}/{config.data.name}"

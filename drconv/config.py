@@ -186,14 +186,17 @@ class LoggingConfig:
 
 @dataclass
 class ExperimentConfig:
-    """What a row of a table claims; filled by the files of ``configs/experiment/``."""
+    """What a row of a table claims; filled by the files of ``configs/experiment/``, whose path is the id.
 
-    id: str | None = None  # table1/drconv_shufflenetv2_0.5x
+    The printed number is in ``results/paper.yaml`` alone.
+    """
+
+    id: str | None = None  # table1/drconv_shufflenetv2_0.5x; filled from the choice
+    same_as: str | None = None  # the experiment whose run this row shows: that one is trained in its place
     metric: str | None = None  # null for the task's headline; another one as <evaluation set>/<name>
-    paper: float | None = None  # the printed number
-    tolerance: float | None = None  # in the metric's unit
+    tolerance: float | None = None  # of the difference to the printed number, in the metric's unit
     decisions: list[str] = field(default_factory=list)  # ids of docs/deviations.md in force
-    note: str | None = None
+    note: str | None = None  # one line
 
 
 @dataclass

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from drconv.config import Config, TaskConfig
 from drconv.errors import ConfigError
+from drconv.paths import CONFIGS
 from drconv.tasks.registry import TASKS, find_entry
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "model.stem": ("auto", "imagenet", "small"),
     "model.conv": ("standard", "drconv", "condconv", "local", "deformable"),

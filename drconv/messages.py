@@ -12,8 +12,8 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf.errors import OmegaConfBaseException
 
 from drconv.config import Config
-from drconv.config_check import CONFIGS
 from drconv.errors import StoppedError, UserError
+from drconv.paths import CONFIGS
 
 DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM),

@@ -16,6 +16,8 @@ MOVED: tuple[tuple[int, str, str], ...] = (
     (2, "recipe.task", "task.name"),
     (2, "recipe.label_smoothing", "task.classification.label_smoothing"),
 )
+# Keys that are gone: the schema that dropped them, and their place.
+DROPPED: tuple[tuple[int, str], ...] = ((2, "experiment.paper"),)  # results/paper.yaml has the printed number
 
 
 def migrate_config(stored: dict[str, Any], schema: int) -> dict[str, Any]:
@@ -27,6 +29,11 @@ def migrate_config(stored: dict[str, Any], schema: int) -> dict[str, Any]:
     for came_with, former, today in MOVED:
         if came_with > schema and (value := _take(config, former)) is not None:
             _put(config, today, value)
+    for dropped_by, former in DROPPED:
+        if dropped_by > schema:
+            _take(config, former)
+    if schema < 2 and config.get("experiment", {}).get("metric") == "top1":
+        config["experiment"]["metric"] = None  # the headline needs no name
     return _fill(config, asdict(Config()))
 
 

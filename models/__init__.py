@@ -1,13 +1,14 @@
 """The networks: ``create_model(config.model, num_classes, image_size)``.
 
-They are registered with timm by ``import models`` after ``import timm``, or by ``import models.timm_registry``.
+``models`` in a checkout, ``drconv_models`` where the package is installed. They are registered with timm by importing
+``timm_registry`` of this package, or this package after ``import timm``.
 """
 
 import sys
 
-from models.factory import available, create_model
+from .factory import available, create_model
 
 __all__ = ["available", "create_model"]
 
 if "timm" in sys.modules:
-    import models.timm_registry  # noqa: F401
+    from . import timm_registry  # noqa: F401

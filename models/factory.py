@@ -19,11 +19,11 @@ SMALL_IMAGE = 64  # pixels; stem=auto keeps the resolution up to this size
 
 # Module and function that build each network; imported on use, because torchvision and timm take seconds.
 BUILDERS: dict[str, tuple[str, str]] = {
-    "shufflenetv2": ("models.shufflenetv2", "ShuffleNetV2"),
-    "mobilenetv1": ("models.mobilenetv1", "build_mobilenetv1"),
-    "mobilenetv1_short": ("models.mobilenetv1_short", "ShortMobileNetV1"),
-    "mobilenetv2": ("models.mobilenetv2", "build_mobilenetv2"),
-    "mobilefacenet": ("models.mobilefacenet", "build_mobilefacenet"),
+    "shufflenetv2": (".shufflenetv2", "ShuffleNetV2"),
+    "mobilenetv1": (".mobilenetv1", "build_mobilenetv1"),
+    "mobilenetv1_short": (".mobilenetv1_short", "ShortMobileNetV1"),
+    "mobilenetv2": (".mobilenetv2", "build_mobilenetv2"),
+    "mobilefacenet": (".mobilefacenet", "build_mobilefacenet"),
 }
 
 # The classifiers that CondConv's authors replaced too, without which the printed 600M and 329M are not reached.
@@ -63,7 +63,7 @@ def _builder(name: str) -> Callable[..., nn.Module]:
         near = difflib.get_close_matches(name, BUILDERS, n=2) or available()
         raise ConfigError(f"model.name={name} is not known; did you mean {' or '.join(near)}?")
     module, function = BUILDERS[name]
-    return getattr(importlib.import_module(module), function)
+    return getattr(importlib.import_module(module, __package__), function)
 
 
 def _replace(network: nn.Module, config: ModelConfig, input_size: InputSize) -> None:

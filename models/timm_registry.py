@@ -1,7 +1,8 @@
 """The networks under timm's names: ``timm.create_model("drconv_shufflenetv2_x0_5", num_classes=10)``.
 
-Importing this module registers them (``import models`` does it when timm has been imported before). Options of the
-convolution are keyword arguments: ``timm.create_model("drconv_shufflenetv2_x0_5", regions=4)``.
+Importing this module registers them: ``import drconv_models.timm_registry`` where the package is installed,
+``import models.timm_registry`` in a checkout. Importing the package alone does it when timm was imported before.
+Options of the convolution are keyword arguments: ``timm.create_model("drconv_shufflenetv2_x0_5", regions=4)``.
 """
 
 from typing import Any
@@ -10,7 +11,8 @@ from timm.models import register_model
 from torch import nn
 
 from drconv.config import CondConvConfig, DRConvConfig, ModelConfig
-from models.factory import create_model
+
+from .factory import create_model
 
 WIDTHS: dict[str, tuple[float, ...]] = {
     "shufflenetv2": (0.25, 0.5, 1.0, 1.5, 2.0),

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from models.shufflenetv2 import REPEATS, ShuffleNetV2
+from .shufflenetv2 import REPEATS, ShuffleNetV2
 
 Rearrange = Callable[[list[int]], list[int]]
 Split = Callable[[list[int]], tuple[list[int], list[int]]]

@@ -29,10 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from scripts import benchmark_layers
-from scripts.benchmark_memory import missing_for, peak_memory
-from scripts.benchmark_shares import floor_of_step, shares_of_step
-from scripts.benchmark_sides import NETWORKS, SIDES, build, image, inference, training_step
+from scripts.benchmarking import layers as benchmark_layers
+from scripts.benchmarking.memory import missing_for, peak_memory
+from scripts.benchmarking.shares import floor_of_step, shares_of_step
+from scripts.benchmarking.sides import NETWORKS, SIDES, build, image, inference, training_step
 
 Times = dict[str, list[float]]
 PARTS = ("inference", "training", "memory", "layers", "shares", "regions", "resolution", "batch", "threads")

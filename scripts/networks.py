@@ -6,12 +6,15 @@ Each line is one call of ``substitute``; the same list is trained a step by test
 """
 
 import argparse
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import timm
 import torchvision
 from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from drconv.nn import count_cost, is_pointwise, substitute
 from drconv.nn.selection import Layers

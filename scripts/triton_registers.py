@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from drconv.nn.kernels import triton_backward, triton_forward, triton_sort
 from drconv.nn.kernels.triton_forward import Tile
-from scripts.generated import write_block
+from scripts.benchmarking.generated import write_block
 from scripts.roofline import find_layers
 
 TARGETS = (80, 90)

@@ -11,9 +11,11 @@ import torch
 from drconv.config import ModelConfig
 from drconv.nn import CondConv2d
 from models import create_model
-from scripts import benchmark, benchmark_layers, benchmark_memory
-from scripts.benchmark_shares import floor_of_step, shares_of_step
-from scripts.benchmark_sides import RoutedTimmCondConv, use_timm_condconv
+from scripts import benchmark
+from scripts.benchmarking import layers as benchmark_layers
+from scripts.benchmarking import memory as benchmark_memory
+from scripts.benchmarking.shares import floor_of_step, shares_of_step
+from scripts.benchmarking.sides import RoutedTimmCondConv, use_timm_condconv
 from scripts.roofline import Device, Layer, Place
 
 

@@ -3,14 +3,18 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from drconv import count_cost
+from drconv.commands.cost import FITTING_WIDTHS, NOTES, Row, load_model_config, measure, render, table_rows
+from drconv.results.costs import cost_problems, read_costs, render_costs
+from drconv.results.experiments import Experiments
+from drconv.results.tables import load_sources
 from models import create_model
-from scripts.cost import FITTING_WIDTHS, NOTES, Row, load_model_config, measure, render, table_rows
 
 ROOT = Path(__file__).parents[1]
 MISFIT = "table1/drconv_shufflenetv2_0.5x"
@@ -34,6 +38,47 @@ def test_rows_cost_what_the_paper_prints(rows: list[Row]) -> None:
             assert abs(row.paper_convention - row.printed) <= max(1, 0.025 * row.printed), row
     misfit = next(row for row in rows if row.name == MISFIT)
     assert misfit.paper_convention == pytest.approx(46, abs=1.2)
+
+
+def test_kept_counts_are_those_of_fresh_networks(rows: list[Row]) -> None:
+    costs = read_costs(ROOT / "results/costs.yaml")
+    for row in rows:
+        kept = costs[row.name]
+        assert kept.parameters == row.parameters
+        assert kept.multiply_adds / 1e6 == pytest.approx(row.true, abs=0.006)
+        assert kept.paper_multiply_adds / 1e6 == pytest.approx(row.paper_convention, abs=0.006)
+    faces = costs["table2/mobilefacenet"]
+    assert faces.input == (3, 112, 96)
+    assert f"{faces.multiply_adds / 1e6:.1f}" == "189.4"
+
+
+def test_kept_counts_are_those_of_the_recorded_runs() -> None:
+    """Training counts its network itself: 106 records of small networks with 10 classes, none of a checkout without."""
+    sources = load_sources(ROOT)
+    compared = 0
+    for group in sources.groups:
+        if not group.changes:
+            kept = asdict(sources.costs[group.id])
+            recorded = group.records[0].content["cost"]
+            assert {key: kept[key] for key in recorded} == recorded, group.id
+            compared += 1
+    assert compared or not sources.records
+
+
+def test_rows_entries_and_configurations_fit() -> None:
+    experiments = Experiments(ROOT / "configs")
+    paper = yaml.safe_load((ROOT / "results/paper.yaml").read_text())
+    costs = read_costs(ROOT / "results/costs.yaml")
+    assert list(cost_problems(costs, experiments, paper)) == []
+    assert render_costs(costs) == (ROOT / "results/costs.yaml").read_text()
+    changed = dict(costs)
+    del changed["table1/shufflenetv2_0.5x"]
+    changed["table2/mobilefacenet"] = replace(costs["table2/mobilefacenet"], model="0" * 12)
+    changed["table9/none"] = costs["table2/mobilefacenet"]
+    problems = "\n".join(cost_problems(changed, experiments, paper))
+    assert problems.count("\n") == 2
+    for words in ("has no cost of table1/shufflenetv2_0.5x", "another network for table2/mobilefacenet", "table9/none"):
+        assert words in problems
 
 
 def paper_cost(model: str, **options: object) -> float:

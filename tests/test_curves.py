@@ -2,16 +2,15 @@
 
 import json
 import re
-import runpy
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from drconv.results.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, Line, Panel, draw_chart, round_step
+from drconv.commands import curves
+from drconv.figures.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, Line, Panel, draw_chart, round_step
 
-ROOT = Path(__file__).parents[1]
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -50,12 +49,11 @@ def test_constant_and_missing_values() -> None:
 
 @pytest.fixture
 def draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    script = runpy.run_path(str(ROOT / "scripts" / "curves.py"))
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> None:
         monkeypatch.setattr("sys.argv", ["curves.py", *arguments])
-        script["main"]()
+        curves.main()
 
     return run
 

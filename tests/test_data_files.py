@@ -1,6 +1,5 @@
 """Picture folders: decoding, the packed index, the layouts, and what is said about wrong ones."""
 
-import importlib.util
 import json
 import os
 import sys
@@ -15,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from drconv.commands import data
 from drconv.config import DataConfig
 from drconv.data import DataError
 from drconv.data.decode import read_picture
@@ -262,20 +262,15 @@ def test_check_finds_what_is_wrong(tree: Path) -> None:
 
 
 def test_script_writes_the_index_and_reports(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    spec = importlib.util.spec_from_file_location("data_script", ROOT / "scripts" / "data.py")
-    assert spec
-    assert spec.loader
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    assert script.main(["index", "--root", str(tree)]) == 0
+    assert data.main(["index", "--root", str(tree)]) == 0
     assert index_file(tree / "train").exists()
-    assert script.main(["check", "--root", str(tree)]) == 0
+    assert data.main(["check", "--root", str(tree)]) == 0
     assert "no problems found" in capsys.readouterr().out
-    assert script.main(["fingerprint", "--root", str(tree)]) == 0
+    assert data.main(["fingerprint", "--root", str(tree)]) == 0
     assert json.loads(capsys.readouterr().out)["train"]["files"] == 5
     (tree / "val/ant/x.jpg").write_bytes(b"broken")
-    assert script.main(["check", "--root", str(tree)]) == 1
-    assert script.main(["check", "--root", str(tree / "nowhere")]) == 1
+    assert data.main(["check", "--root", str(tree)]) == 1
+    assert data.main(["check", "--root", str(tree / "nowhere")]) == 1
     assert capsys.readouterr().err.count("--root") == 1
 
 

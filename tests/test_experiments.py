@@ -10,24 +10,28 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import open_dict
 
 import train
 from drconv import count_cost
-from drconv.compose import typed
+from drconv.commands.cost import load_model_config
+from drconv.compose import name_experiment, typed
 from drconv.config import Config, DRConvConfig, ModelConfig
 from drconv.config_check import validate
 from drconv.nn import PRINTED_FORM, DRConv2d, Guide
 from drconv.results.decisions import find_decisions
+from drconv.results.experiments import Experiments
 from drconv.results.tables import load_sources, make_tables
 from models import create_model
 from models.timm_registry import VARIANTS, WIDTHS
-from scripts.cost import load_model_config
 
 ROOT = Path(__file__).parents[1]
 MODELS = sorted(path.stem for path in (ROOT / "configs/model").glob("*.yaml"))
 FOLDER = ROOT / "configs/experiment"
 EXPERIMENTS = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))
 PAPER = yaml.safe_load((ROOT / "results/paper.yaml").read_text())
+EXPERIMENT_FILES = Experiments(ROOT / "configs")
 DECISIONS = {f"D{i}" for i in range(1, 12)}
 
 
@@ -37,14 +41,22 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Config]:
     folder = tmp_path_factory.mktemp("experiments")
     fixed = [f"data.root={folder}", f"outputs={folder}", f"run={folder}/run"]
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return {name: typed(compose("train", [f"experiment={name}", *fixed])) for name in EXPERIMENTS}
+        found = {name: typed(compose("train", [f"experiment={name}", *fixed])) for name in EXPERIMENTS}
+    for name, config in found.items():
+        name_experiment(config, name)
+    return found
 
 
-def test_every_file_says_how_to_run_it() -> None:
+def test_files_hold_choices_decisions_and_one_line_of_note() -> None:
     for name in EXPERIMENTS:
-        lines = (FOLDER / f"{name}.yaml").read_text().splitlines()
-        assert lines[0] == "# @package _global_"
-        assert lines[1].startswith(f"# python train.py experiment={name} data.root=")
+        text = (FOLDER / f"{name}.yaml").read_text()
+        assert text.startswith("# @package _global_\ndefaults:")
+        assert text.count("#") == 1
+        content = yaml.safe_load(text)
+        assert content.keys() <= {"defaults", "model", "experiment"}
+        claim = content["experiment"]
+        assert set(claim) in ({"same_as"}, {"decisions"} | (set(claim) & {"tolerance", "note"}))
+        assert len(claim.get("note", "").splitlines()) <= 1
     for name in MODELS:
         first = (ROOT / f"configs/model/{name}.yaml").read_text().splitlines()[0]
         assert first in (f"# python train.py model={name}", f"# python scripts/cost.py {name}")
@@ -53,17 +65,52 @@ def test_every_file_says_how_to_run_it() -> None:
 def test_experiments_claim_what_the_paper_prints(configs: dict[str, Config]) -> None:
     for name, config in configs.items():
         claim = config.experiment
-        assert claim.id == name
-        assert claim.metric == "top1"
+        assert claim.id == EXPERIMENT_FILES.run_of(name)
+        assert claim.metric is None
         assert set(claim.decisions) <= DECISIONS
         assert "D10" in claim.decisions
-        table, _, row = name.partition("/")
-        printed = PAPER["table1"].get(row, {}) if table in ("table1", "fig4") else {}
-        assert claim.paper == printed.get("top1")
-        assert (claim.tolerance is None) == (claim.paper is None)
+        table, _, row = claim.id.partition("/")
+        printed = PAPER["table1"][row] if table == "table1" else {}
+        assert claim.tolerance == ((1.0 if printed.get("quoted") else 0.5) if printed else None)
         assert ("not controlled" in (claim.note or "")) == printed.get("quoted", False)
         assert ("hypothesis" in (claim.note or "")) == printed.get("starred", False)
         assert ("D4" in claim.decisions) == (config.model.drconv.groups == 2) == printed.get("starred", False)
+
+
+def test_equal_runs_are_one_run(configs: dict[str, Config]) -> None:
+    """A row that says ``same_as`` composes to that row; no two others compute the same."""
+    runs: dict[str, str] = {}
+    for name, config in configs.items():
+        own = EXPERIMENT_FILES.run_of(name)
+        assert EXPERIMENT_FILES.run_of(own) == own
+        assert replace(config, experiment=configs[own].experiment) == configs[own]
+        if own == name:
+            computed = str((config.model, config.recipe, config.data))
+            assert computed not in runs, (name, runs[computed])
+            runs[computed] = name
+    assert {name for name in EXPERIMENTS if EXPERIMENT_FILES.run_of(name) == "table1/drconv_shufflenetv2_0.5x"} == {
+        "ablation/regions/m8",
+        "ablation/spatial/full",
+        "fig4/drconv_shufflenetv2_0.5x",
+        "table1/drconv_shufflenetv2_0.5x",
+    }
+
+
+@pytest.mark.parametrize("name", ["fig4/drconv_shufflenetv2_0.5x", "table1/drconv_shufflenetv2_0.5x"])
+def test_command_trains_the_run_that_a_row_shows(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = [f"experiment={name}", f"data.root={tmp_path}", f"outputs={tmp_path}"]
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        raw = compose("train", overrides, return_hydra_config=True)
+    HydraConfig.instance().set_config(raw)
+    with open_dict(raw):
+        del raw["hydra"]
+    config = typed(raw)
+    assert config.experiment.id == "table1/drconv_shufflenetv2_0.5x"
+    assert config.run == f"{tmp_path}/table1/drconv_shufflenetv2_0.5x/seed0"
+    assert ("experiment=table1/drconv_shufflenetv2_0.5x" in capsys.readouterr().out) == name.startswith("fig4")
 
 
 def test_decisions_are_those_in_force(configs: dict[str, Config]) -> None:
@@ -80,6 +127,7 @@ def test_decisions_are_those_in_force(configs: dict[str, Config]) -> None:
         for decision, in_force in expected.items():
             assert (decision in config.experiment.decisions) == in_force, (name, decision)
         assert find_decisions(config.experiment.decisions, asdict(config.model)) == config.experiment.decisions
+        assert EXPERIMENT_FILES.describe(name)["decisions"] == config.experiment.decisions
 
 
 @pytest.mark.parametrize(
@@ -188,20 +236,9 @@ def reduce(config: Config, run: Path) -> Config:
     return small
 
 
-@pytest.fixture(scope="module")
-def trained() -> set[str]:
-    """What has run, as rows of several tables are the same run under two names."""
-    return set()
-
-
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_experiment_trains_and_evaluates(
-    name: str, configs: dict[str, Config], trained: set[str], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if EXPERIMENT_FILES.run_of(name) == name])
+def test_every_experiment_trains_and_evaluates(name: str, configs: dict[str, Config], tmp_path: Path) -> None:
     config = configs[name]
-    same = str((config.model, config.recipe, config.data))
-    if same in trained:
-        return
     small = reduce(config, tmp_path / "run")
     train.worker(small)
     result = json.loads((tmp_path / "run/result.json").read_text())
@@ -209,5 +246,4 @@ def test_every_experiment_trains_and_evaluates(
     assert result["config"]["recipe"]["schedule"]["name"] == config.recipe.schedule.name
     assert result["config"]["data"]["augment"] == asdict(config.data.augment)
     assert all(math.isfinite(value) for value in result["metrics"].values())
-    trained.add(same)
     shutil.rmtree(tmp_path / "run")  # hundreds of megabytes for some

@@ -25,7 +25,7 @@ def test_ranges_and_the_worst(tmp_path: Path) -> None:
     assert rows[0] == ["`two_parts`", "4", "0.950 to 0.999", "0.990", "2"]
     assert rows[1][1:4] == ["8", "0.999", "0.800"]
     assert rows[2] == ["`plain`", "-", "0.200", "-", "1"]
-    by_form = {row[0]: row for row in forms_table(read, []).rows}
+    by_form = {row[0]: row for row in forms_table(read, [], {}).rows}
     default = next(row for title, row in by_form.items() if "the default** (D11)" in str(title))
     assert default[1:4] == ["0.950", "0.800", "not run"]
     assert planted_table("network", []).rows[0][0] == "not run"

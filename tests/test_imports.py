@@ -31,11 +31,25 @@ def test_operator_imports_torch_and_the_standard_library_alone(path: Path) -> No
 
 
 @pytest.mark.parametrize("path", PACKAGE, ids=lambda p: str(p.relative_to(ROOT)))
-def test_library_never_imports_networks(path: Path) -> None:
-    assert not any(name.split(".")[0] in {"models", "train", "eval"} for name in imported_modules(path))
+def test_library_never_imports_networks_and_commands_are_imported_by_nobody(path: Path) -> None:
+    names = imported_modules(path)
+    assert not any(name.split(".")[0] in {"models", "drconv_models", "train", "eval"} for name in names)
+    if "commands" in path.parts:
+        return
+    assert path.name == "__main__.py" or not any(name.startswith("drconv.commands") for name in names)
+    assert not any(f'"{name}"' in path.read_text() for name in ("models", "drconv_models"))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "models").rglob("*.py")), ids=lambda p: p.name)
+def test_networks_do_not_depend_on_their_name(path: Path) -> None:
+    """The folder is ``models`` in a checkout and ``drconv_models`` where installed: it imports itself relatively."""
+    tree = ast.walk(ast.parse(path.read_text()))
+    absolute = [node.module or "" for node in tree if isinstance(node, ast.ImportFrom) and not node.level]
+    assert not any(name.split(".")[0] in {"models", "drconv_models"} for name in absolute)
 
 
 ALLOWED = {  # part of drconv: parts it may import from, besides itself, config and errors
+    "paths": set(),
     "files": set(),
     "distributed": set(),
     "migrations": set(),
@@ -43,9 +57,10 @@ ALLOWED = {  # part of drconv: parts it may import from, besides itself, config 
     "interfaces": {"nn", "weights"},
     "data": {"interfaces"},
     "tasks": {"data", "distributed", "files", "interfaces", "nn", "weights"},
-    "results": {"compose", "files", "identity", "migrations", "nn", "tasks"},
-    "config_check": {"tasks"},
-    "messages": {"config_check"},
+    "results": {"compose", "files", "identity", "migrations", "nn", "paths", "tasks"},
+    "figures": {"nn"},
+    "config_check": {"paths", "tasks"},
+    "messages": {"paths"},
     "identity": set(),
     "planted": {"nn"},
     "compose": {"config_check", "identity", "migrations"},
@@ -79,7 +94,7 @@ def test_arrows_point_one_way(path: Path) -> None:
 
 
 def test_every_part_has_its_rule() -> None:
-    free = {"__init__", "__main__", "config", "errors", "nn"}  # leaves, and what the first test here holds
+    free = {"__init__", "__main__", "commands", "config", "errors", "nn"}  # both ends, and what the first test holds
     assert {part_of(path) for path in PACKAGE} - free == ALLOWED.keys()
 
 
@@ -101,6 +116,9 @@ def test_tasks_do_not_know_each_other() -> None:
 
 
 def test_what_starts_fast_loads_no_torch() -> None:
-    modules = "drconv.cli, drconv.config_check, drconv.migrations, drconv.tasks.registry, drconv.results.tables"
+    modules = (
+        "drconv.cli, drconv.config_check, drconv.migrations, drconv.tasks.registry, drconv.commands.tables, "
+        "drconv.commands.train"
+    )
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

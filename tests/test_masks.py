@@ -1,7 +1,6 @@
 """Masks: colours against the guide's arg max on a tiny network, and the command on a trained run."""
 
 import json
-import runpy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,15 +10,14 @@ import torch
 from PIL import Image
 from torch import nn
 
+from drconv.commands import masks as command
 from drconv.config import Config
 from drconv.engine.run_folder import RunFolder
 from drconv.errors import ConfigError, RunFolderError
+from drconv.figures.masks import GAP, Mask, choose_masks, compute_masks, draw_figure, paint_mask, region_colours
 from drconv.nn import DRConv2d, Guide
-from drconv.results.masks import GAP, Mask, choose_masks, compute_masks, draw_figure, paint_mask, region_colours
 from drconv.weights import save_weights
 from models import create_model
-
-ROOT = Path(__file__).parents[1]
 
 
 class TinyNetwork(nn.Module):
@@ -104,14 +102,13 @@ def finished_run(make_config: Callable[..., Config]) -> Path:
 
 @pytest.fixture
 def draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """``draw("run=...", "--out", "a.png")``: the script within this process and in tmp_path."""
-    script = runpy.run_path(str(ROOT / "scripts" / "masks.py"))
+    """``draw("run=...", "--out", "a.png")``: the command within this process and in tmp_path."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DRCONV_KERNEL", "torch")
 
     def run(*arguments: str) -> None:
         monkeypatch.setattr("sys.argv", ["masks.py", *arguments])
-        script["main"]()
+        command.draw(command.parse_options())
 
     return run
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import models
 import models.timm_registry
+from drconv.commands.cost import load_model_config
 from drconv.config import CondConvConfig, DRConvConfig, ModelConfig
 from drconv.errors import ConfigError
 from models.mobilefacenet import MobileFaceNet
@@ -18,7 +19,6 @@ from models.mobilenetv1 import build_mobilenetv1
 from models.mobilenetv2 import build_mobilenetv2
 from models.shufflenetv2 import ShuffleNetV2, channels_of, split_shuffled
 from models.torchvision_weights import load_torchvision
-from scripts.cost import load_model_config
 
 BUILDERS = {"shufflenetv2": ShuffleNetV2, "mobilenetv1": build_mobilenetv1, "mobilenetv2": build_mobilenetv2}
 

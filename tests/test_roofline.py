@@ -4,7 +4,7 @@ import pytest
 
 from drconv.config import ModelConfig
 from models import create_model
-from scripts.generated import read_block
+from scripts.benchmarking.generated import read_block
 from scripts.roofline import BACKWARD, DEVICES, FORWARD, Layer, find_places, floor, page
 
 

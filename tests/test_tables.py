@@ -22,8 +22,8 @@ from drconv.engine.run_folder import RunFolder
 from drconv.identity import config_hash, select_binding
 from drconv.results.check import find_problems
 from drconv.results.collect import collect, find_results
-from drconv.results.record import circumstances, run_record, write_json
-from drconv.results.records import RecordError
+from drconv.results.make_record import circumstances, run_record, write_json
+from drconv.results.read_records import RecordError
 from drconv.results.render import PAGES_WITH_BLOCKS, render_pages
 from drconv.results.tables import load_sources, make_tables
 from drconv.weights import save_weights
@@ -41,7 +41,7 @@ def root(tmp_path: Path) -> Path:
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "results").mkdir()
     (tmp_path / "docs").mkdir()
-    for name in ("paper.yaml", "comparisons.yaml"):
+    for name in ("paper.yaml", "comparisons.yaml", "costs.yaml"):
         shutil.copy(ROOT / "results" / name, tmp_path / "results" / name)
     (tmp_path / "README.md").write_text("# Title\n\n<!-- tables:begin -->\n<!-- tables:end -->\n")
     (tmp_path / "docs" / "evidence.md").write_text(EVIDENCE)
@@ -64,6 +64,7 @@ def compose_config(id: str, overrides: tuple[str, ...]) -> Config:
         raw = compose("train", overrides=[f"experiment={id}", "data.root=/somewhere/set", *overrides])
     config = OmegaConf.to_object(raw)
     assert isinstance(config, Config)
+    config.experiment.id, config.experiment.same_as = id, None
     return config
 
 
@@ -140,6 +141,41 @@ def test_comparison_by_hand(root: Path) -> None:
     assert page.read_text().startswith("# Words of a person\n")
     assert page.read_text().endswith("\n\nMore words.\n")
     assert f"../results/runs/{DRCONV.replace('/', '__')}-seed7-" in ours[9]
+
+
+def test_a_shared_run_is_in_both_rows_and_changed_ones_in_one(root: Path) -> None:
+    own, changed = "table1/drconv_shufflenetv2_0.5x", "model.drconv.filter_sharing=0.5"
+    make_run(root, own, 0, 67.0)
+    make_run(root, "ablation/regions/m1", 0, 60.0)
+    make_run(root, own, 0, 50.0, changed)
+    make_run(root, "fig4/drconv_shufflenetv2_0.5x", 1, 68.0)  # as recorded before rows could share a run
+    record_all(root)
+    assert problems_of(root) == []
+    tables = make_tables(load_sources(root))
+    for name, row in (("regions", "ablation/regions/m8"), ("figure4", "fig4/drconv_shufflenetv2_0.5x")):
+        (cells,) = [cells for cells in tables[name].rows if str(cells[0]).startswith(f"`{row}`")]
+        assert cells[0] == f"`{row}` (the run of `{own}`)"
+        assert cells[1] == "67.50 ± 0.71 (2 seeds)"
+    assert tables["regions"].rows[3][:3] == [f"`ablation/regions/m8` (the run of `{own}`)", cells[1], "+7.00 (1 pair)"]
+    shown = [str(cells[0]) for cells in tables["table1"].rows]
+    assert f"`drconv_shufflenetv2_0.5x` with `{changed}`" in shown
+
+
+def test_cost_is_shown_without_a_run(root: Path) -> None:
+    cells = row_of(root / "results" / "README.md", "drconv_shufflenetv2_0.5x")
+    assert cells[2:8] == ["not run", "-", "46M", "44.8M", "43.1M", "2.19M"]
+    assert row_of(root / "README.md", "mobilenetv2_1.0x")[3:5] == ["300M", "300.8M"]
+    (root / "results" / "costs.yaml").unlink()
+    assert any("has no cost of table1/drconv_shufflenetv2_0.5x" in problem for problem in problems_of(root))
+
+
+def test_a_folder_of_records_alone_has_a_page(tmp_path: Path) -> None:
+    make_run(tmp_path, PLAIN, 0, 77.0)
+    record_all(tmp_path)
+    assert problems_of(tmp_path) == []
+    page = tmp_path / "results" / "README.md"
+    assert "77.00 (1 seed)" in page.read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs", "results"]
 
 
 def test_changed_settings_are_a_row_of_their_own(root: Path) -> None:

@@ -58,7 +58,7 @@ def test_a_run_that_was_killed_ends_bitwise_equal(
     make_config: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """Stopped inside an epoch and between two saved states; continued with another number of loader processes."""
-    options = ("recipe.ema_decay=0.9", "recipe.steps=7", "logging.eval_every=3")
+    options = ("recipe.ema_decay=0.9", "recipe.steps=7", "logging.eval_every=3", "model.dropout=0.5")
     whole, parts = make_config(*options, run="whole"), make_config(*options, run="parts")
     train.train(whole)
     step = Trainer._step

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from scripts.generated import read_block
+from scripts.benchmarking.generated import read_block
 
 triton = pytest.importorskip("triton")
 

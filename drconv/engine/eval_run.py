@@ -15,7 +15,7 @@ from drconv.engine.state import place
 from drconv.errors import ConfigError, WeightsError
 from drconv.files import file_hash
 from drconv.interfaces import Task
-from drconv.results.record import circumstances, evaluation_record, headline, write_json
+from drconv.results.make_record import circumstances, evaluation_record, headline, write_json
 from drconv.weights import load_weights
 
 

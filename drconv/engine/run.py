@@ -15,7 +15,7 @@ from drconv.engine.ranks import Ranks
 from drconv.engine.run_folder import RunFolder
 from drconv.engine.trainer import Trainer
 from drconv.interfaces import Task
-from drconv.results.record import circumstances, headline, run_record, write_json
+from drconv.results.make_record import circumstances, headline, run_record, write_json
 from drconv.weights import load_weights, save_weights
 
 COSTS = ("parameters", "multiply_adds", "paper_multiply_adds")

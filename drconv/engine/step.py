@@ -50,12 +50,13 @@ def train_step(
     state: TrainState, batches: Iterator[Batch], config: Config, num_steps: int, device: torch.device
 ) -> StepLog:
     """Takes ``runtime.accumulate`` micro-batches and updates the parameters once."""
-    seed_step(config.seed, state.step)
     set_progress(state.task, state.step / num_steps)
     accumulate = config.runtime.accumulate
     logged = StepLog()
     for part in range(accumulate):
         batch = next(batches)
+        if part == 0:  # after the first batch is there: a loader that starts draws from the same generator
+            seed_step(config.seed, state.step)
         with _synchronised(state, last=part == accumulate - 1):
             with autocast(config, device):
                 outputs: Outputs = state.wrapped(batch)

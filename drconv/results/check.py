@@ -10,7 +10,8 @@ from typing import Any
 
 from drconv.identity import config_hash, select_binding
 from drconv.results.collect import check_weights, find_results, round_floats
-from drconv.results.records import Record, RecordError, read_curve, read_record
+from drconv.results.costs import cost_problems
+from drconv.results.read_records import Record, RecordError, read_curve, read_record
 from drconv.results.render import render_pages
 from drconv.results.tables import Sources, make_tables, unshown_records
 
@@ -20,7 +21,7 @@ SHOWN = 100  # characters of a differing line
 
 def find_problems(root: Path, sources: Sources, folders: Iterable[Path]) -> list[str]:
     """All problems of the records in ``results/runs`` and of the pages; ``folders`` hold runs to compare with."""
-    problems = list(sources.problems)
+    problems = [*sources.problems, *cost_problems(sources.costs, sources.experiments, sources.paper)]
     runs = _runs_by_hash(folders)
     for record in sources.records:
         problems += [f"{record.path}: {problem}" for problem in record_problems(record, runs)]

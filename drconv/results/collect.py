@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from drconv.results.records import Record, RecordError, read_curve, read_record
+from drconv.results.read_records import Record, RecordError, read_curve, read_record
 
 MAX_ENTRIES = 100  # training entries that a curve keeps
 MAX_REGIONS = 30  # of these, those that keep the guides' statistics, the larger part

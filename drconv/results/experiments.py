@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from drconv.identity import select_binding
+from drconv.identity import flatten, select_binding
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast
 
@@ -31,11 +31,35 @@ class Experiments:
         paths = self._folder.rglob("*.yaml")
         return sorted(str(path.relative_to(self._folder).with_suffix("")) for path in paths)
 
+    def run_of(self, id: str) -> str:
+        """The experiment whose runs stand for this one: itself, or the one that it is ``same_as``."""
+        return self._section(id).get("same_as", id)
+
     def describe(self, id: str) -> dict[str, Any]:
-        """The ``experiment`` section of a file; empty where there is no file."""
-        if id not in self.ids:
-            return {}
-        return yaml.load((self._folder / f"{id}.yaml").read_text(), LOADER).get("experiment", {})
+        """The ``experiment`` section of the file whose run it is; empty where there is no file."""
+        return self._section(self.run_of(id))
+
+    def model(self, id: str) -> dict[str, Any]:
+        """What the files decide of the network: the chosen file of ``configs/model`` and the experiment's changes.
+
+        Options that stand in neither are at the defaults of the schema and left out.
+        """
+        content = self._read(self.run_of(id))
+        choices = [entry for entry in content.get("defaults", []) if isinstance(entry, dict)]
+        name = next(entry["override /model"] for entry in choices if "override /model" in entry)
+        return self.model_file(name) | flatten(content.get("model", {}))
+
+    def model_file(self, name: str) -> dict[str, Any]:
+        """A file of ``configs/model``; empty where there is none."""
+        path = self.configs / "model" / f"{name}.yaml"
+        return flatten(_load(path)) if path.is_file() else {}
+
+    @cache  # noqa: B019, a handful of objects for a whole command
+    def _read(self, id: str) -> dict[str, Any]:
+        return _load(self._folder / f"{id}.yaml") if id in self.ids else {}
+
+    def _section(self, id: str) -> dict[str, Any]:
+        return self._read(id).get("experiment", {})
 
     def differences(self, config: dict[str, Any], id: str) -> list[str]:
         """What a recorded configuration has otherwise than its experiment file, as ``key=value``.
@@ -54,17 +78,25 @@ class Experiments:
         ]
 
 
+def _load(path: Path) -> dict[str, Any]:
+    return yaml.load(path.read_text(), LOADER) or {}
+
+
 @cache
 def compose_experiment(configs: Path, id: str) -> dict[str, Any]:
-    """What an experiment file decides, as ``train.py experiment=ID`` composes it."""
+    """The keys that an experiment file decides, as ``train.py experiment=ID`` composes them."""
+    return select_binding(asdict(compose_config(configs, id)))
+
+
+def compose_config(configs: Path, id: str) -> Any:
+    """The ``Config`` of ``train.py experiment=ID``, not checked."""
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
     import drconv.compose  # noqa: F401, registers the schema
 
     with initialize_config_dir(str(configs), version_base="1.3"):
-        config: Any = OmegaConf.to_object(compose("train", overrides=[f"experiment={id}"]))
-    return select_binding(asdict(config))
+        return OmegaConf.to_object(compose("train", overrides=[f"experiment={id}"]))
 
 
 def _as_override(value: Any) -> str:

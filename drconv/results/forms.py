@@ -8,7 +8,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from drconv.results.records import Record
+from drconv.results.costs import Cost
+from drconv.results.read_records import Record
 from drconv.results.summary import Group, compute_spread, pair_by_seed
 from drconv.results.table import EMPTY, NOT_RUN, Table, format_spread
 
@@ -45,7 +46,7 @@ def read_fits(folder: Path) -> Fits:
     return {name: json.loads(path.read_text())["fits"] if path.exists() else [] for name, path in paths.items()}
 
 
-def forms_table(fits: Fits, groups: list[Group]) -> Table:
+def forms_table(fits: Fits, groups: list[Group], costs: dict[str, Cost]) -> Table:
     """One row for each form; planted regions at their worst over numbers of regions and seeds."""
     header = [
         "form",
@@ -53,7 +54,7 @@ def forms_table(fits: Fits, groups: list[Group]) -> Table:
         "agreement of the regions, at least",
         "test bed: top-1",
         "difference to plain, paired",
-        "multiply-adds, true",
+        "multiply-adds, counted",
         "records",
     ]
     as_written = {group.id: group for group in groups if not group.changes}
@@ -61,7 +62,9 @@ def forms_table(fits: Fits, groups: list[Group]) -> Table:
     for title, planted, experiment in FORMS:
         members = [fit for fit in fits["layer"] if fit["form"] == planted]
         worst = [_worst([fit[key] for fit in members if key in fit]) for key in ("explained", "agreement")]
-        rows.append([title, *worst, *_testbed_cells(as_written.get(experiment), as_written.get(BASELINE))])
+        cost = f"{costs[experiment].multiply_adds / 1e6:.2f}M" if experiment in costs else EMPTY
+        found, records = _testbed_cells(as_written.get(experiment), as_written.get(BASELINE))
+        rows.append([title, *worst, *found, cost, records])
     return Table("The forms side by side", header, rows)
 
 
@@ -79,17 +82,13 @@ def planted_table(name: str, fits: list[Fit]) -> Table:
     return Table(TITLES[name], header, rows or [[NOT_RUN, *[EMPTY] * (len(header) - 1)]])
 
 
-def _testbed_cells(group: Group | None, baseline: Group | None) -> Cells:
+def _testbed_cells(group: Group | None, baseline: Group | None) -> tuple[list[str], str | list[Record]]:
+    """Accuracy and difference, and the records they come from."""
     if group is None:
-        return [NOT_RUN, EMPTY, EMPTY, EMPTY]
+        return [NOT_RUN, EMPTY], EMPTY
     spread = None if baseline is None or baseline is group else pair_by_seed(group, baseline)
-    cost = group.records[0].content["cost"]["multiply_adds"]
-    return [
-        format_spread(compute_spread([record.value for record in group.records])),
-        EMPTY if spread is None else format_spread(spread, sign=True, unit="pair"),
-        f"{cost / 1e6:.2f}M",
-        group.records,
-    ]
+    difference = EMPTY if spread is None else format_spread(spread, sign=True, unit="pair")
+    return [format_spread(compute_spread([record.value for record in group.records])), difference], group.records
 
 
 def _worst(values: list[float]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 PACKAGES = (
+    "drconv",
     "torch",
     "torchvision",
     "timm",
@@ -28,6 +29,8 @@ ROOT = Path(__file__).parents[2]
 
 def code() -> dict[str, Any]:
     """Commit of the checkout and whether files differ from it; None where this is no checkout."""
+    if _git("rev-parse", "--show-prefix") != "":  # installed, perhaps below somebody's own repository
+        return {"commit": None, "dirty": None}
     commit = _git("rev-parse", "HEAD")
     status = _git("status", "--porcelain", "--untracked-files=all") or ""
     return {"commit": commit or None, "dirty": None if commit is None else is_dirty(status)}
@@ -72,7 +75,9 @@ def cpu_name() -> str:
 
 def command_line() -> str:
     """The command as typed, the script's folder left out."""
-    return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+    program = Path(sys.argv[0]).name  # such as train.py, or "drconv train" of the installed command
+    words = program.split() if program.startswith("drconv ") else ["python", program]
+    return shlex.join([*words, *sys.argv[1:]])
 
 
 def _git(*arguments: str) -> str | None:

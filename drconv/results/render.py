@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from drconv.results.records import Record, RecordError
+from drconv.results.read_records import Record, RecordError
 from drconv.results.tables import Table
 
 DIRTY = "†"
@@ -27,7 +27,9 @@ this page is edited by hand. "not run": there is no complete record. The paper's
 - A row `with key=value` was run with these changes to its experiment file; it is never compared with the paper.
 - A difference "paired" is the mean of the differences between runs of equal seed, data and recipe.
 - Training top-1 is the mean of the log entries kept from the last tenth of the steps, on augmented pictures.
-- Multiply-adds: the true ones count everything; the paper's convention is that of its printed numbers (D9).
+- Multiply-adds and parameters are counted from the network, with or without a run, not measured
+  ([costs.yaml](costs.yaml)). The true multiply-adds count everything; the paper's convention is that of its printed
+  numbers (D9).
 - A record is named by its seed. {DIRTY}: the code differed from its commit. Absolute paths of data and outputs are
   cut to their last part.
 - Decisions are explained in [docs/deviations.md](../docs/deviations.md).
@@ -35,12 +37,14 @@ this page is edited by hand. "not run": there is no complete record. The paper's
 
 
 def render_pages(root: Path, tables: dict[str, Table]) -> dict[Path, str]:
-    """What each page should hold now.
+    """What each page should hold now; outside of the project that is the results' own page alone.
 
     Raises:
         RecordError: a page is not there, lacks the block of a table, or asks for a table that does not exist.
     """
     pages = {root / GENERATED_PAGE: results_page(root, tables)}
+    if not (root / "configs").is_dir():
+        return pages  # a working folder, where the package is installed
     for name, expected in PAGES_WITH_BLOCKS.items():
         path = root / name
         if not path.exists():

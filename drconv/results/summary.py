@@ -9,7 +9,7 @@ from typing import Any
 
 from drconv.identity import flatten, is_within
 from drconv.results.experiments import Experiments
-from drconv.results.records import Record
+from drconv.results.read_records import Record
 
 # Runs are compared that are equal in these sections and keys of the configuration, ...
 COMPARED = ("task", "recipe", "data", "weights", "backbone", "runtime.precision", "runtime.sync_bn")
@@ -47,11 +47,11 @@ def compute_spread(values: list[float]) -> Spread:
 
 
 def group_records(records: list[Record], experiments: Experiments) -> list[Group]:
-    """Groups by experiment, changes against its file, and data."""
+    """Groups by experiment, changes against its file, and data; rows that share a run are one experiment."""
     found: dict[tuple[str, tuple[str, ...], str], list[Record]] = defaultdict(list)
     for record in records:
         changes = tuple(experiments.differences(record.content["config"], record.id))
-        found[record.id, changes, _fingerprint(record)].append(record)
+        found[experiments.run_of(record.id), changes, _fingerprint(record)].append(record)
     num_data_sets = Counter((id, changes) for id, changes, _ in found)
     groups = []
     for (id, changes, fingerprint), members in sorted(found.items()):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from drconv.results.records import Record
+from drconv.results.read_records import Record
 from drconv.results.summary import Spread
 
 NOT_RUN = "not run"

@@ -1,16 +1,18 @@
 """The tables: the paper's beside ours, and the comparisons; every number comes from a record. Imports no torch."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from drconv.paths import CONFIGS, RESULTS
+from drconv.results.costs import Cost, read_costs
 from drconv.results.decisions import find_decisions
 from drconv.results.experiments import Experiments
 from drconv.results.forms import Fits, forms_table, planted_table, read_fits
-from drconv.results.records import Record, read_records
+from drconv.results.read_records import Record, read_records
 from drconv.results.summary import Group, Spread, compute_spread, find_baseline, group_records, pair_by_seed
 from drconv.results.table import EMPTY, NOT_RUN, Table, format_spread
 
@@ -31,6 +33,7 @@ class Sources:
         experiments: the experiment files.
         records: all records, by experiment and seed.
         groups: the same, by configuration.
+        costs: ``results/costs.yaml``, what was counted without a run.
         problems: files in ``results/runs`` that are no records.
         fits: those of ``results/planted``, by file.
     """
@@ -40,13 +43,16 @@ class Sources:
     experiments: Experiments
     records: list[Record]
     groups: list[Group]
+    costs: dict[str, Cost]
     problems: list[str]
     fits: Fits
 
 
 def load_sources(root: Path) -> Sources:
-    """Reads everything below the project's folder."""
-    experiments = Experiments(root / "configs")
+    """Reads a checkout, or a folder with records alone, to which the installed configurations and numbers belong."""
+    is_project = (root / "configs").is_dir()
+    experiments = Experiments(root / "configs" if is_project else CONFIGS)
+    given = root / "results" if is_project else RESULTS
     records, problems = read_records(root / "results" / "runs")
     known = [record for record in records if record.id in experiments.ids]
     problems += [
@@ -55,16 +61,17 @@ def load_sources(root: Path) -> Sources:
         for record in records
         if record.id not in experiments.ids
     ]
-    paper = yaml.safe_load((root / "results" / "paper.yaml").read_text())
-    comparisons = yaml.safe_load((root / "results" / "comparisons.yaml").read_text())
+    paper = yaml.safe_load((given / "paper.yaml").read_text())
+    comparisons = yaml.safe_load((given / "comparisons.yaml").read_text())
+    costs = read_costs(given / "costs.yaml")
     fits = read_fits(root / "results" / "planted")
-    return Sources(paper, comparisons, experiments, known, group_records(known, experiments), problems, fits)
+    return Sources(paper, comparisons, experiments, known, group_records(known, experiments), costs, problems, fits)
 
 
 def make_tables(sources: Sources) -> dict[str, Table]:
     """All tables by name: the forms, the planted regions, the paper's, the comparisons, and ``summary``, Table 1 in
     short."""
-    tables = {"forms": forms_table(sources.fits, sources.groups)}
+    tables = {"forms": forms_table(sources.fits, sources.groups, sources.costs)}
     tables |= {f"planted_{name}": planted_table(name, fits) for name, fits in sources.fits.items()}
     tables |= {name: paper_table(name, sources) for name in PAPER_TABLES if name in sources.paper}
     tables |= {name: comparison_table(name, sources) for name in sources.comparisons}
@@ -91,9 +98,9 @@ def paper_table(name: str, sources: Sources) -> Table:
         f"{headline}, ours",
         "difference",
         "multiply-adds, printed",
-        "ours, paper's convention",
-        "ours, true",
-        "parameters",
+        "counted, paper's convention",
+        "counted, true",
+        "parameters, counted",
         "wall time",
         "decisions",
         "records",
@@ -110,7 +117,7 @@ def paper_table(name: str, sources: Sources) -> Table:
                     NOT_RUN if group is None else format_spread(_spread(group)),
                     EMPTY if group is None else _difference(group, printed[key], described.get("tolerance")),
                     f"{printed['madds']}M" if "madds" in printed else EMPTY,
-                    *_cost_cells(group, "paper_multiply_adds", "multiply_adds"),
+                    *_cost_cells(id, group, sources, "paper_multiply_adds", "multiply_adds"),
                     *_run_cells(group, described),
                 ]
             )
@@ -122,7 +129,7 @@ def summary_table(sources: Sources) -> Table:
     full = paper_table("table1", sources)
     columns = [full.header.index(name) for name in ("row", "top-1, paper", "top-1, ours", "records")]
     columns.insert(3, full.header.index("multiply-adds, printed"))
-    columns.insert(4, full.header.index("ours, true"))
+    columns.insert(4, full.header.index("counted, true"))
     header = [full.header[column] for column in columns]
     return Table(full.title, header, [[row[column] for column in columns] for row in full.rows])
 
@@ -137,8 +144,8 @@ def comparison_table(name: str, sources: Sources) -> Table:
         *([f"difference to `{Path(baseline).name}`, paired"] if baseline else []),
         "training top-1",
         "steps",
-        "multiply-adds, true",
-        "parameters",
+        "multiply-adds, counted",
+        "parameters, counted",
         "wall time",
         "decisions",
         "records",
@@ -146,12 +153,15 @@ def comparison_table(name: str, sources: Sources) -> Table:
     rows: list[list[str | list[Record]]] = []
     for id in _select_ids(entry, sources.experiments.ids):
         for group in _groups_of(id, sources):
-            row: list[str | list[Record]] = [f"`{id}`" + (_changes(group) if group else "")]
+            row: list[str | list[Record]] = [_experiment_name(id, sources) + (_changes(group) if group else "")]
             row.append(NOT_RUN if group is None else format_spread(_spread(group)))
             if baseline:
-                row.append(_paired(group, baseline, sources.groups))
+                row.append(_paired(group, sources.experiments.run_of(baseline), sources.groups))
             row += [_training_accuracy(group), EMPTY if group is None else f"{group.records[0].content['steps']:,}"]
-            row += [*_cost_cells(group, "multiply_adds"), *_run_cells(group, sources.experiments.describe(id))]
+            row += [
+                *_cost_cells(id, group, sources, "multiply_adds"),
+                *_run_cells(group, sources.experiments.describe(id)),
+            ]
             rows.append(row)
     return Table(entry["title"], header, rows, entry.get("text", ""))
 
@@ -166,8 +176,12 @@ def _patterns(entry: dict[str, Any]) -> list[str]:
 
 
 def _groups_of(id: str, sources: Sources) -> list[Group | None]:
-    """The groups of an experiment; None stands for the experiment as its file says where that was not run."""
-    found = [group for group in sources.groups if group.id == id]
+    """The groups of an experiment; None stands for the experiment as its file says where that was not run.
+
+    A row that is another row's run shows that run; runs with changed settings stand with the other row alone.
+    """
+    own = sources.experiments.run_of(id)
+    found = [group for group in sources.groups if group.id == own and (own == id or not group.changes)]
     as_written = any(not group.changes for group in found)
     return [*([] if as_written else [None]), *found]
 
@@ -179,6 +193,11 @@ def _row_name(row: str, printed: dict[str, Any], group: Group | None) -> str:
         if printed.get(key)
     ]
     return f"`{row}`" + (f" ({', '.join(marks)})" if marks else "") + (_changes(group) if group else "")
+
+
+def _experiment_name(id: str, sources: Sources) -> str:
+    own = sources.experiments.run_of(id)
+    return f"`{id}`" if own == id else f"`{id}` (the run of `{own}`)"
 
 
 def _changes(group: Group) -> str:
@@ -219,11 +238,11 @@ def _training_accuracy(group: Group | None) -> str:
     return f"{compute_spread(known).mean:.2f}" if known and len(known) == len(values) else EMPTY
 
 
-def _cost_cells(group: Group | None, *keys: str) -> list[str]:
-    if group is None:
-        return [EMPTY] * (len(keys) + 1)
-    cost = group.records[0].content["cost"]
-    if cost is None:
+def _cost_cells(id: str, group: Group | None, sources: Sources, *keys: str) -> list[str]:
+    """The counted cost: of a run what its record has, without a run that of the experiment's network."""
+    counted = sources.costs.get(sources.experiments.run_of(id))
+    cost = (group and group.records[0].content["cost"]) or (counted and asdict(counted))
+    if not cost:
         return [EMPTY] * (len(keys) + 1)
     parameters = cost["parameters"]
     return [

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance_gpu.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "performance_gpu.md"
 
 
 def _pattern(name: str) -> re.Pattern[str]:
@@ -30,3 +30,4 @@ def write_block(name: str, text: str) -> None:
     """
     read_block(name)
     PAGE.write_text(_pattern(name).sub(lambda found: found[1] + text + found[3], PAGE.read_text()))
+    print(f"written {PAGE.name}, part {name}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from scripts.benchmark_sides import build, image, training_step
+from scripts.benchmarking.sides import build, image, training_step
 
 PROC = Path("/proc/self")
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from drconv.nn import DRConv2d
-from scripts.benchmark_sides import create, inference, layer_step
+from scripts.benchmarking.sides import create, inference, layer_step
 from scripts.roofline import BACKWARD, FORWARD, Device, Layer, Place, bound, find_places, floor
 
 SIDES = ("plain", "grouped", "experts", "dense")

@@ -12,7 +12,7 @@ from torch import nn
 from torch.autograd.profiler import record_function
 from torch.profiler import ProfilerActivity, profile
 
-from scripts.benchmark_sides import build, image, training_step
+from scripts.benchmarking.sides import build, image, training_step
 
 MARK, STEP = "replaced convolution", "training step"
 BACKWARD = "autograd::engine::evaluate_function: ConvolutionBackward0"
