@@ -62,7 +62,9 @@ def load_model_config(name: str) -> ModelConfig:
     path = CONFIGS / "model" / f"{name}.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"{name} is not a model; choose one of the files in configs/model")
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), OmegaConf.load(path)))
+    content = OmegaConf.load(path)
+    section = content.get("model", content)  # files of networks for other tasks choose a recipe too
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), section))
     assert isinstance(config, ModelConfig)
     return config
 

@@ -14,7 +14,7 @@ from drconv.engine.optimizer import set_lr
 from drconv.engine.schedule import lr_factor
 from drconv.engine.state import TrainState
 from drconv.interfaces import Batch, Outputs
-from drconv.nn.conv import set_progress
+from drconv.nn.diagnostics import set_progress
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from drconv.nn.filter_bank import FilterBank
-from drconv.nn.kernels.geometry import Pair, pair
+from drconv.nn.kernels.geometry import Pair
+from drconv.nn.options import channels, positive, window
 from drconv.nn.per_sample import convolve_per_sample
 from drconv.nn.precision import at_least_float32, without_autocast
 from drconv.nn.shared import SharedSequential
@@ -36,9 +37,9 @@ class Routing(nn.Linear):
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map features (B, C, H, W) to routing weights (B, E) between 0 and 1."""
+        """Map features (B, C, H, W) to routing weights (B, E) between 0 and 1; (C, H, W) to (E,)."""
         with without_autocast(x):
-            pooled = at_least_float32(x).mean((2, 3))
+            pooled = at_least_float32(x).mean((-2, -1))
             logits = nn.functional.linear(pooled, self.weight.to(pooled.dtype), self.bias.to(pooled.dtype))
         return logits.sigmoid()
 
@@ -65,7 +66,7 @@ class CondConv2d(FilterBank):
         dtype: of the parameters.
 
     Raises:
-        ValueError: for channel counts that ``groups`` does not divide, or an unknown ``routing``.
+        ValueError: an option is unknown or out of its range, or ``groups`` does not divide the channel counts.
     """
 
     def __init__(
@@ -85,15 +86,12 @@ class CondConv2d(FilterBank):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if in_channels % groups or out_channels % groups:
-            raise ValueError(f"groups={groups} must divide in_channels={in_channels} and out_channels={out_channels}")
+        in_channels, out_channels, groups = channels(in_channels, out_channels, groups)
         if routing not in ("own", "shared"):
             raise ValueError(f"routing={routing!r} is not known; use 'own' or 'shared'")
-        if experts < 1:
-            raise ValueError(f"experts={experts} must be at least 1")
+        experts = positive("experts", experts)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.kernel_size, self.stride = pair(kernel_size), pair(stride)
-        self.padding, self.dilation = pair(padding), pair(dilation)
+        self.kernel_size, self.stride, self.padding, self.dilation = window(kernel_size, stride, padding, dilation)
         self.experts = experts
         shape = (experts, out_channels, in_channels // groups, *self.kernel_size)
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -140,11 +138,14 @@ class CondConv2d(FilterBank):
             self.bias.copy_(torch.zeros_like(self.bias) if bias is None else bias * (2 / self.experts))
 
     def forward(self, x: Tensor, routing: Tensor | None = None) -> Tensor:
-        """Convolve ``x`` (B, C, H, W), with routing weights (B, E) if they are shared.
+        """Convolve ``x`` (B, C, H, W), with routing weights (B, E) if they are shared; or (C, H, W), with (E,).
 
         Raises:
             RuntimeError: no routing is given and the layer has none of its own.
         """
+        if x.dim() == 3:
+            weights = routing.unsqueeze(0) if routing is not None and routing.dim() == 1 else routing
+            return CondConv2d.forward(self, x.unsqueeze(0), weights)[0]
         if routing is None:
             if self.routing is None:
                 raise RuntimeError("CondConv2d was built with routing='shared': call conv(x, routing_weights)")

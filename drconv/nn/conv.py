@@ -1,6 +1,7 @@
 """DRConv2d: the layer."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +12,13 @@ from drconv.nn.generators import PooledGate, grouped_filters, mix_experts, remak
 from drconv.nn.gradients import scale_gradient, share_gradient
 from drconv.nn.guide import Guide
 from drconv.nn.inference import run_layer
-from drconv.nn.kernels.geometry import Pair, pair
+from drconv.nn.kernels.geometry import Pair
+from drconv.nn.kernels.transforms import is_transformed
+from drconv.nn.options import channels, check_choices, check_hidden, positive, window, within
+from drconv.nn.packing import PackedFilters
+from drconv.nn.plain import standard
 from drconv.nn.precision import autocast_dtype, without_autocast
 
-GENERATORS = ("grouped", "experts")
 # The options of the form that the paper prints, where the defaults are what trains stably (D11).
 PRINTED_FORM: dict[str, Any] = {
     "init_gain": None,
@@ -24,6 +28,7 @@ PRINTED_FORM: dict[str, Any] = {
 }
 
 
+@standard
 class DRConv2d(FilterBank):
     """Dynamic region-aware convolution: every position is convolved with the filter its region chose (Eq. 4-8).
 
@@ -72,9 +77,12 @@ class DRConv2d(FilterBank):
         guide: ``Guide`` or None.
 
     Raises:
-        ValueError: an option is unknown or contradicts another.
+        ValueError: an option is unknown, out of its range, or contradicts another.
     """
 
+    weight: nn.Parameter
+    filter_bias: nn.Parameter | None
+    bias: nn.Parameter | None
     relu_limit: float | None = None  # upper end of a ReLU on the output; set by fuse_for_inference
 
     def __init__(
@@ -109,22 +117,29 @@ class DRConv2d(FilterBank):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        hidden = regions if hidden is None else hidden
-        _check(in_channels, out_channels, groups, regions, hidden, experts)
-        _check_options(generator, generator_bias, scale, guide)
+        in_channels, out_channels, groups = channels(in_channels, out_channels, groups)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.kernel_size, self.stride = pair(kernel_size), pair(stride)
-        self.padding, self.dilation = pair(padding), pair(dilation)
-        self.regions, self.experts = regions, experts if generator == "experts" else None
-        self.init_noise, self.init_gain = init_noise, init_gain
-        self.filter_sharing, self.filter_sharing_end = filter_sharing, filter_sharing_end
+        self.kernel_size, self.stride, self.padding, self.dilation = window(kernel_size, stride, padding, dilation)
+        self.regions, experts = positive("regions", regions), positive("experts", experts)
+        hidden = check_hidden(hidden, self.regions)
+        check_choices(generator, generator_bias, scale, guide)
+        guide_stride = positive("guide_stride", guide_stride)
+        self.experts = experts if generator == "experts" else None
+        self.init_noise = within("init_noise", init_noise, 0)
+        self.init_gain = None if init_gain is None else within("init_gain", init_gain, 0)
+        self.filter_sharing = within("filter_sharing", filter_sharing, 0, 1)
+        self.filter_sharing_end = (
+            None if filter_sharing_end is None else within("filter_sharing_end", filter_sharing_end, 0, 1)
+        )
         self.progress = 0.0
-        self.generator_gradient = generator_gradient
+        self.generator_gradient = within("generator_gradient", generator_gradient, 0)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         shape = (out_channels, in_channels // groups, *self.kernel_size)
         self.weight = nn.Parameter(torch.empty(self.experts or hidden, *shape, **factory))
-        self.filter_bias = nn.Parameter(torch.empty(regions, *shape, **factory)) if generator_bias else None
-        self.bias = nn.Parameter(torch.empty(out_channels, **factory)) if bias else None
+        per_region = nn.Parameter(torch.empty(regions, *shape, **factory)) if generator_bias else None
+        self.register_parameter("filter_bias", per_region)
+        self.register_parameter("bias", nn.Parameter(torch.empty(out_channels, **factory)) if bias else None)
+        self.packed = PackedFilters()
         self.generator: PooledGate | None = None
         if self.experts is not None:
             self.generator = PooledGate(in_channels, regions * experts, (1, 1), 2 / experts, **factory)
@@ -135,14 +150,19 @@ class DRConv2d(FilterBank):
             steps = (self.stride[0] * guide_stride, self.stride[1] * guide_stride)
             factors = {"gradient": guide_gradient, "feature_gradient": feature_gradient}
             factory |= {"norm": guide_norm, "frozen": guide_frozen, **factors}
-            window = (self.kernel_size, steps, self.padding, self.dilation)
-            self.guide = Guide(in_channels, regions, *window, **factory)
-        is_pointwise = (self.kernel_size, self.stride, self.padding) == ((1, 1), (1, 1), (0, 0)) and groups == 1
-        self.is_plain = is_pointwise and (self.is_factored or self.experts is not None)
+            self.guide = Guide(in_channels, regions, self.kernel_size, steps, self.padding, self.dilation, **factory)
         self.reset_parameters()
 
     def forward(self, x: Tensor, guide: Tensor | None = None) -> Tensor:
-        """(B, C, H, W), and logits (B, M, H', W') where the guide is shared, to (B, O, Ho, Wo)."""
+        """(B, C, H, W), and logits (B, M, H', W') where the guide is shared, to (B, O, Ho, Wo).
+
+        As with ``nn.Conv2d`` one image (C, H, W), then with logits (M, H', W'), gives (O, Ho, Wo).
+        """
+        if x.dim() == 3:
+            logits = guide.unsqueeze(0) if guide is not None and guide.dim() == 3 else guide
+            return DRConv2d.forward(self, x.unsqueeze(0), logits)[0]
+        if x.dim() != 4:
+            raise ValueError(f"the input is {tuple(x.shape)}; DRConv2d takes (B, C, H, W) or (C, H, W)")
         source = self.guide if guide is None else guide
         if source is None:
             raise RuntimeError(
@@ -157,11 +177,9 @@ class DRConv2d(FilterBank):
         else:
             y = self._convolve_generated(x, guide)
         if self.bias is not None:
-            y = y + self.bias.to(y.dtype).view(-1, 1, 1)
+            y = y + self.bias.to(y.dtype).view(self.out_channels, 1, 1)
         # Not clamp(0, ...): two types of bounds are too many for torch.onnx.
         return y if self.relu_limit is None else y.clamp(0.0, self.relu_limit)
-
-    own_forward = forward  # what the fast path of inference stands for; a subclass may override forward
 
     @property
     def takes_guide(self) -> bool:
@@ -172,6 +190,12 @@ class DRConv2d(FilterBank):
     def is_factored(self) -> bool:
         """Whether the filters are one static filter per region times a scale, and so need not be made."""
         return self.experts is None and self.filter_bias is None and self.weight.shape[0] == self.regions
+
+    @property
+    def is_one_product(self) -> bool:
+        """Whether a position is one product of one pixel, with a static or a mixed filter: 1x1, stride 1, one group."""
+        is_pointwise = self.weight.shape[3:] == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0)
+        return is_pointwise and self.groups == 1 and (self.experts is not None or self.is_factored)
 
     def reset_parameters(self, std: float | None = None) -> None:
         """Start as a standard convolution that learns as fast as one.
@@ -272,74 +296,60 @@ class DRConv2d(FilterBank):
         assert gate is not None  # only without a generator is there no gate, and then the filters are static
         dtype = autocast_dtype(x) or x.dtype
 
+        weight, bias = self._shared_weight(), self.filter_bias  # also for backward, whatever the layer has by then
+
         def make() -> Tensor:
             with without_autocast(x):
-                return self.make_filters(gate).to(dtype)
+                return self._mix(gate, weight, bias).to(dtype)
 
         filters = make()
-        if not filters.requires_grad or torch.compiler.is_compiling():
+        if not filters.requires_grad or torch.compiler.is_compiling() or is_transformed():
             return self._convolve(x, guide, filters, None)
-        with remake_in_backward(filters, make):
+        with remake_in_backward(filters, make, (gate, weight, bias)):
             return self._convolve(x, guide, filters, None)
 
     def make_filters(self, gate: Tensor) -> Tensor:
         """(B, M, O, C/groups, K, K) from the generator's first layer."""
-        weight = self._shared_weight().to(gate.dtype)
+        return self._mix(gate, self._shared_weight(), self.filter_bias)
+
+    def _mix(self, gate: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        weight = weight.to(gate.dtype)
         if self.experts is not None:
             return mix_experts(weight, gate)
-        bias = None if self.filter_bias is None else self.filter_bias.to(gate.dtype)
-        return grouped_filters(weight, gate, bias, self.regions)
+        return grouped_filters(weight, gate, None if bias is None else bias.to(gate.dtype), self.regions)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.packed.forget()
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        self.packed.forget()
+        super()._load_from_state_dict(*arguments)
 
     def extra_repr(self) -> str:
-        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
-        if self.padding != (0, 0):
-            text += f", padding={self.padding}"
-        if self.dilation != (1, 1):
-            text += f", dilation={self.dilation}"
-        if self.groups != 1:
-            text += f", groups={self.groups}"
-        text += f", regions={self.regions}"
-        if self.experts is not None:
-            text += f", experts={self.experts}"
-        return text if self.bias is not None else text + ", bias=False"
-
-
-def set_progress(network: nn.Module, progress: float) -> None:
-    """Tell the layers how much of the training is done, 0 to 1, for ``filter_sharing_end``."""
-    for module in network.modules():
-        if isinstance(module, DRConv2d):
-            module.progress = progress
+        """As ``nn.Conv2d``, then the form of the filters, how they train (D11), and what fusion has added."""
+        ends = {None: None, torch.inf: "ReLU", 6.0: "ReLU6"}
+        options = {  # what it is, and what goes without saying
+            "padding": (self.padding, (0, 0)),
+            "dilation": (self.dilation, (1, 1)),
+            "groups": (self.groups, 1),
+            "regions": (self.regions, None),
+            "experts": (self.experts, None),
+            "hidden": (len(self.weight), self.experts or self.regions),
+            "generator_bias": (self.filter_bias is not None, False),
+            "scale": (self.generator is not None, True),
+            "bias": (self.bias is not None, True),
+            "filter_sharing": (self.filter_sharing, self.filter_sharing if self.experts else None),
+            "generator_gradient": (self.generator_gradient, self.generator_gradient if not self.generator else None),
+            "fused": (ends.get(self.relu_limit, self.relu_limit), None),
+            "packed": (self.packed.is_asked_for, False),
+        }
+        shown = [f"{name}={value}" for name, (value, usual) in options.items() if value != usual]
+        geometry = f"kernel_size={self.kernel_size}, stride={self.stride}"
+        return ", ".join([f"{self.in_channels}, {self.out_channels}, {geometry}", *shown])
 
 
 def _fill(tensor: Tensor, std: float) -> Tensor:
     """Uniform around 0 with this standard deviation, in place."""
     bound = 3**0.5 * std
     return nn.init.uniform_(tensor, -bound, bound)
-
-
-def _check(in_channels: int, out_channels: int, groups: int, regions: int, hidden: int, experts: int) -> None:
-    if groups < 1 or in_channels % groups or out_channels % groups:
-        raise ValueError(
-            f"groups={groups} must divide in_channels={in_channels} and out_channels={out_channels}; change one of them"
-        )
-    if experts < 1:
-        raise ValueError(f"experts={experts} must be at least 1")
-    if regions < 1 or hidden < 1 or hidden % regions:
-        raise ValueError(
-            f"hidden={hidden} must be a positive multiple of regions={regions}; "
-            "change hidden, or leave it None to use regions"
-        )
-
-
-def _check_options(generator: str, generator_bias: bool, scale: bool, guide: str) -> None:
-    if generator not in GENERATORS:
-        raise ValueError(f"generator={generator!r} is unknown; use one of {', '.join(GENERATORS)}")
-    if guide not in ("own", "shared"):
-        raise ValueError(f'guide={guide!r} is unknown; use "own" or "shared"')
-    if generator_bias and (generator == "experts" or not scale):
-        raise ValueError(
-            f"generator_bias=True needs generator='grouped' and scale=True, found generator={generator!r} and "
-            f"scale={scale}; switch generator_bias off"
-        )
-    if generator == "experts" and not scale:
-        raise ValueError("scale=False belongs to generator='grouped'; leave it True with generator='experts'")

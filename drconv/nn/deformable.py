@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from drconv.nn.kernels.geometry import Pair, pair
+from drconv.nn.kernels.geometry import Pair
+from drconv.nn.options import channels, positive, window
 from drconv.nn.per_sample import convolve_per_sample
 from drconv.nn.precision import at_least_float32, autocast_dtype, without_autocast
 
@@ -38,8 +39,8 @@ class DeformableKernelConv2d(nn.Module):
         dtype: of the parameters.
 
     Raises:
-        ValueError: for channel counts that ``groups`` does not divide, a kernel that is not square, or a
-            scope smaller than the kernel.
+        ValueError: an option is out of its range, ``groups`` does not divide the channel counts, the kernel is not
+            square, or the scope is smaller than it.
     """
 
     def __init__(
@@ -58,10 +59,10 @@ class DeformableKernelConv2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.kernel_size, self.stride = pair(kernel_size), pair(stride)
-        self.padding, self.dilation = pair(padding), pair(dilation)
+        self.kernel_size, self.stride, self.padding, self.dilation = window(kernel_size, stride, padding, dilation)
+        in_channels, out_channels, groups = channels(in_channels, out_channels, groups)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.scope = self.kernel_size[0] + 1 if scope is None else scope
+        self.scope = self.kernel_size[0] + 1 if scope is None else positive("scope", scope)
         self._check()
         self.is_local = groups == in_channels == out_channels and self.kernel_size[0] > 1
         shape = (out_channels, in_channels // groups, self.scope, self.scope)
@@ -72,10 +73,6 @@ class DeformableKernelConv2d(nn.Module):
         self.reset_parameters()
 
     def _check(self) -> None:
-        if self.in_channels % self.groups or self.out_channels % self.groups:
-            raise ValueError(
-                f"groups={self.groups} must divide in_channels={self.in_channels} and out_channels={self.out_channels}"
-            )
         if self.kernel_size[0] != self.kernel_size[1]:
             raise ValueError(f"kernel_size={self.kernel_size} is not square; deformable kernels need a square one")
         if self.scope < self.kernel_size[0]:
@@ -135,7 +132,9 @@ class DeformableKernelConv2d(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve ``x`` (B, C, H, W)."""
+        """Convolve ``x`` (B, C, H, W) or (C, H, W)."""
+        if x.dim() == 3:
+            return DeformableKernelConv2d.forward(self, x.unsqueeze(0))[0]
         y = self._forward_local(x) if self.is_local else self._forward_global(x)
         return y if self.bias is None else y + self.bias[:, None, None].to(y.dtype)
 

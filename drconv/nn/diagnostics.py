@@ -96,6 +96,13 @@ def auxiliary_loss(network: nn.Module, balance: float, z: float) -> Tensor:
     return torch.stack(losses).mean()
 
 
+def set_progress(network: nn.Module, progress: float) -> None:
+    """Tell the layers how much of the training is done, 0 to 1, for ``filter_sharing_end``."""
+    for module in network.modules():
+        if isinstance(module, DRConv2d):
+            module.progress = progress
+
+
 @contextmanager
 def region_statistics(network: nn.Module) -> Iterator[Statistics]:
     """Watch the guides: ``with region_statistics(network) as statistics: network(x)``.

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from drconv.nn import kernels
 from drconv.nn.kernels.geometry import Geometry, Pair, pair
+from drconv.nn.options import positive, window
 from drconv.nn.precision import autocast_dtype
 
 
@@ -30,7 +31,7 @@ def region_conv2d(
     Under autocast x and weight are cast to its type; the guide and the scale are handled in fp32 (fp64 for fp64).
 
     Args:
-        x: (B, C, H, W), any memory format; B may be 0.
+        x: (B, C, H, W), any memory format; B may be 0. Or (C, H, W), and then guide, scale and result without B too.
         weight: (1, M, O, C/groups, K, K), or (B, M, O, C/groups, K, K) for filters per image.
         guide: logits (B, M, H', W'); resized (nearest) where this is not the output's size.
         scale: (B, M), (B, M, K, K) or None for 1.
@@ -46,9 +47,14 @@ def region_conv2d(
     Raises:
         ValueError: shapes or types do not fit, or the named kernel cannot run.
     """
+    if x.dim() == 3:
+        guide = guide.unsqueeze(0) if guide.dim() == 3 else guide
+        scale = scale.unsqueeze(0) if scale is not None and scale.dim() in (1, 3) else scale
+        options = {"scale": scale, "stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        return region_conv2d(x.unsqueeze(0), weight, guide, kernel=kernel, **options)[0]  # type: ignore[arg-type]
     if (dtype := autocast_dtype(x)) is not None:
         x, weight = x.to(dtype), weight.to(dtype)
-    geometry = Geometry(pair(stride), pair(padding), pair(dilation), groups)
+    geometry = Geometry(*_window(stride, padding, dilation), positive("groups", groups))
     _check(x, weight, guide, scale, groups)
     size = output_size(x, weight, *geometry[:3])
     precise = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -59,6 +65,12 @@ def region_conv2d(
         scale = scale.to(precise)
     run = kernels.select(x, weight, logits, scale, geometry, kernel)
     return run(x, weight, logits, scale, geometry)
+
+
+def _window(stride: int | Pair, padding: int | Pair, dilation: int | Pair) -> tuple[Pair, Pair, Pair]:
+    if torch.compiler.is_compiling():
+        return pair(stride), pair(padding), pair(dilation)
+    return window(1, stride, padding, dilation)[1:]
 
 
 def output_size(x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair) -> Pair:
@@ -93,6 +105,8 @@ def _check(x: Tensor, weight: Tensor, guide: Tensor, scale: Tensor | None, group
         )
     if filters not in (1, batch):
         raise ValueError(f"weight holds filters for {filters} images; use 1 or the batch of x, {batch}")
+    if regions < 1:
+        raise ValueError(f"weight is {tuple(weight.shape)}; it needs at least one region in its second dimension")
     if guide.shape[0] != batch or guide.shape[1] != regions:
         raise ValueError(f"guide is {tuple(guide.shape)}; it needs ({batch}, {regions}, H', W') to fit x and weight")
     if scale is not None and tuple(scale.shape) not in (

@@ -5,9 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from drconv.nn.kernels.transforms import is_transformed
+
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
     """x itself, whose gradient is multiplied by ``factor``."""
+    if is_transformed():
+        return x.detach() + _nothing(x) * factor
     return _ScaleGradient.apply(x, factor)
 
 
@@ -30,6 +34,9 @@ def share_gradient(filters: Tensor, share: float) -> Tensor:
     learns from every pixel, as in a standard convolution, what sets them apart from their own pixels (decision D11).
     0 is the printed form, 1 keeps the filters as far apart as they start.
     """
+    if is_transformed():
+        nothing = _nothing(filters)
+        return filters.detach() + nothing.lerp(nothing.sum(0, keepdim=True), share)
     return _ShareGradient.apply(filters, share)
 
 
@@ -42,3 +49,8 @@ class _ShareGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return torch.lerp(gradient, gradient.sum(0, keepdim=True), ctx.share), None
+
+
+def _nothing(x: Tensor) -> Tensor:
+    """Zeros with the derivative of x, in ordinary operations, which every transform has a rule for."""
+    return (x - x.detach()).nan_to_num()

@@ -9,13 +9,17 @@ from torch import Tensor, nn
 
 from drconv.nn.gradients import scale_gradient
 from drconv.nn.inference import run_guided
-from drconv.nn.kernels.geometry import Pair, pair
+from drconv.nn.kernels.geometry import Pair
+from drconv.nn.kernels.sharing import shared
+from drconv.nn.options import positive, window, within
+from drconv.nn.plain import standard
 from drconv.nn.precision import at_least_float32
 from drconv.nn.shared import SharedSequential
 
 NORMS = ("none", "batch", "scale")
 
 
+@standard
 class Guide(nn.Module):
     """A bias-free convolution to M logits per position; the operator takes their arg max.
 
@@ -36,7 +40,7 @@ class Guide(nn.Module):
         frozen: the filter stays at its random start.
 
     Raises:
-        ValueError: ``norm`` is unknown.
+        ValueError: an option is unknown or out of its range.
     """
 
     def __init__(
@@ -58,8 +62,10 @@ class Guide(nn.Module):
         super().__init__()
         if norm not in NORMS:
             raise ValueError(f"guide_norm={norm!r} is unknown; use one of {', '.join(NORMS)}")
-        size = pair(kernel_size)
-        self.stride, self.padding, self.dilation = pair(stride), pair(padding), pair(dilation)
+        in_channels, regions = positive("in_channels", in_channels), positive("regions", regions)
+        size, self.stride, self.padding, self.dilation = window(kernel_size, stride, padding, dilation)
+        gradient = within("guide_gradient", gradient, 0)
+        feature_gradient = within("feature_gradient", feature_gradient, 0)
         self.gradient, self.feature_gradient = gradient, feature_gradient
         self.keep_logits = False
         self.logits: Tensor | None = None
@@ -71,7 +77,6 @@ class Guide(nn.Module):
             self.norm = LogitNorm(regions, affine=False, device=device, dtype=precise)
         elif norm == "scale":
             self.norm = LogitScale(device=device, dtype=precise)
-        self.is_pointwise = (size, self.stride, self.padding) == ((1, 1), (1, 1), (0, 0))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -82,8 +87,10 @@ class Guide(nn.Module):
             self.norm.reset_running_stats()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to logits (B, M, H', W'), at least fp32."""
-        if self.feature_gradient != 1 and x.requires_grad:
+        """(B, C, H, W) to logits (B, M, H', W'), at least fp32; (C, H, W) to (M, H', W')."""
+        if x.dim() == 3:
+            return Guide.forward(self, x.unsqueeze(0))[0]
+        if self.feature_gradient != 1:
             x = x.detach() if self.feature_gradient == 0 else scale_gradient(x, self.feature_gradient)
         logits = F.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation)
         if logits.dtype != torch.float64:
@@ -92,15 +99,18 @@ class Guide(nn.Module):
             logits = self.norm(logits)
         if self.keep_logits and self.training:
             self.logits = logits
-        if self.gradient != 1 and logits.requires_grad:
+        if self.gradient != 1:
             logits = scale_gradient(logits, self.gradient)
         return logits
-
-    own_forward = forward  # what the fast path of inference stands for; a subclass may override forward
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the kept logits, which belong to one forward pass (and cannot be copied)."""
         return {**self.__dict__, "logits": None}
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether each position's logits come from the pixel there alone."""
+        return self.weight.shape[2:] == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0)
 
     def extra_repr(self) -> str:
         regions, channels, *size = self.weight.shape
@@ -110,6 +120,7 @@ class Guide(nn.Module):
         return text if self.weight.requires_grad else text + ", frozen"
 
 
+@standard
 class LogitNorm(nn.BatchNorm2d):
     """Batch norm of logits: a single position is normalised by the running statistics, which one value cannot give.
 
@@ -120,8 +131,6 @@ class LogitNorm(nn.BatchNorm2d):
         if self.training and input.numel() <= input.shape[1]:
             return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, eps=self.eps)
         return super().forward(input)
-
-    own_forward = forward  # see Guide
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
@@ -180,3 +189,9 @@ class GuidedSequential(SharedSequential):
         if not torch.is_grad_enabled() and isinstance(input, Tensor):
             return run_guided(self, input, self.guide)[0]
         return super().forward(input)
+
+    def _run(self, x: Tensor, shared_input: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return super()._run(x, shared_input)
+        with shared(shared_input):
+            return super()._run(x, shared_input)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from drconv.nn.kernels import select_layer
+from drconv.nn.plain import is_plain, is_standard, is_transparent
 
 ACTIVATIONS = {nn.ReLU: float("inf"), nn.ReLU6: 6.0}  # upper ends
 
@@ -17,6 +18,9 @@ def run_layer(
     conv: Any, x: Tensor, guide: Any, norm: nn.BatchNorm2d | None = None, limit: float | None = None
 ) -> tuple[Tensor, Tensor] | None:
     """The layer, and the norm and activation that follow it, in one call; None where no kernel does that.
+
+    The layer, its generator and its guide are computed here only where they are exactly what their classes define
+    (``is_plain``); hooks of the layer itself are its caller's affair.
 
     Args:
         conv: ``DRConv2d``.
@@ -28,16 +32,18 @@ def run_layer(
     Returns:
         The output and the logits.
     """
-    if not conv.is_plain or _is_altered(conv):
-        return None
     parameters, generator = conv._parameters, conv._modules.get("generator")
-    if generator is not None and (not has_own_forward(generator) or _is_watched(generator)):
+    # Not there are the parameters of a data-parallel replica, and those that a parametrization or pruning makes.
+    if "weight" not in parameters or "bias" not in parameters or not (is_standard(conv) and conv.is_one_product):
         return None
+    if x.dim() != 4 or x.shape[1] != conv.in_channels:
+        return None  # to where the error says what is wrong
     run = select_layer(x, parameters["weight"])
-    gate, peak = ({}, 1.0) if generator is None else (generator._parameters, generator.peak)
+    gate = _gate(generator)
+    if run is None or gate is None:
+        return None
     statistics = [] if norm is None else _statistics(norm)
-    tensors = [gate.get("weight"), parameters.get("bias"), *statistics]
-    if run is None or not _is_uniform(tensors, x):
+    if not _is_uniform([gate[0], parameters["bias"], *statistics], x):
         return None
     logits = guide if isinstance(guide, Tensor) else None
     own = _inner_guide(guide, x, conv.regions) if logits is None else None
@@ -54,23 +60,34 @@ def run_layer(
         own is None,
         guide_statistics,
         guide_eps,
-        gate.get("weight"),
-        gate.get("bias"),
-        peak,
-        parameters.get("bias"),
+        *gate,
+        parameters["bias"],
         statistics,
         0.0 if norm is None else norm.eps,
         conv.relu_limit if limit is None else limit,
+        conv.packed.get(parameters["weight"]),
     )
     return y, made if logits is None else logits
 
 
+def _gate(generator: Any) -> tuple[Tensor | None, Tensor | None, float] | None:
+    """Weight, bias and peak of a generator that the operator can compute, nothing of none, None of any other."""
+    if generator is None:
+        return None, None, 1.0
+    parameters = generator._parameters
+    if not is_plain(generator) or "weight" not in parameters or "bias" not in parameters:
+        return None
+    if generator.extents is not None:  # it pools pictures without their padding
+        return None
+    return parameters["weight"], parameters["bias"], generator.peak
+
+
 def _inner_guide(guide: Any, x: Tensor, regions: int) -> tuple[Tensor, list[Any], float] | None:
     """Filter, [mean, variance] and eps of a guide that the operator can compute itself, else None."""
-    if not has_own_forward(guide):
+    if not is_plain(guide) or guide.keep_logits or "weight" not in guide._parameters or not guide.is_pointwise:
         return None
     norm = guide._modules.get("norm")
-    if guide.keep_logits or _is_watched(guide) or not guide.is_pointwise or not (norm is None or _is_own_norm(norm)):
+    if norm is not None and not _is_own_norm(norm):
         return None
     filters, statistics = guide._parameters["weight"], [] if norm is None else _statistics(norm)[:2]
     if filters.shape[0] != regions or not _is_uniform([filters, *statistics], x):
@@ -80,8 +97,12 @@ def _inner_guide(guide: Any, x: Tensor, regions: int) -> tuple[Tensor, list[Any]
 
 def _is_own_norm(norm: nn.Module) -> bool:
     """Whether a guide's norm is what ``Guide`` builds, with running statistics in use."""
-    is_own = has_own_forward(norm) and norm._parameters["weight"] is None and not _is_watched(norm)
-    return is_own and not norm.training and norm._buffers["running_mean"] is not None
+    is_affine = norm._parameters.get("weight") is not None or norm._parameters.get("bias") is not None
+    return is_plain(norm) and not is_affine and not norm.training and _has_statistics(norm)
+
+
+def _has_statistics(norm: nn.Module) -> bool:
+    return norm._buffers.get("running_mean") is not None and norm._buffers.get("running_var") is not None
 
 
 def _is_uniform(tensors: list[Tensor | None], x: Tensor) -> bool:
@@ -93,7 +114,7 @@ def _is_uniform(tensors: list[Tensor | None], x: Tensor) -> bool:
     return True
 
 
-def _statistics(norm: nn.BatchNorm2d) -> list[Any]:
+def _statistics(norm: nn.Module) -> list[Any]:
     parameters, buffers = norm._parameters, norm._buffers
     return [buffers["running_mean"], buffers["running_var"], parameters["weight"], parameters["bias"]]
 
@@ -110,16 +131,16 @@ def run_guided(modules: Iterable[nn.Module], x: Tensor, guide: Any) -> tuple[Ten
         The output and the logits.
     """
     # Identities are what fusion leaves behind.
-    steps = [module for module in modules if type(module) is not nn.Identity or _is_watched(module)]
+    steps = [module for module in modules if type(module) is not nn.Identity or not is_plain(module)]
     position = 0
     while position < len(steps):
         module = steps[position]
         position += 1
-        if type(module).forward is nn.Sequential.forward:
+        if is_transparent(module):
             x, guide = run_guided(module, x, guide)  # type: ignore[arg-type]
             continue
-        takes_guide = getattr(type(module), "takes_guide", False) and module.takes_guide
-        if takes_guide and has_own_forward(module) and not _is_watched(module):
+        takes_guide = getattr(module, "takes_guide", False)
+        if takes_guide and is_plain(module):
             norm, limit, count = _tail(module, steps[position : position + 2])
             result = run_layer(module, x, guide, norm, limit)
             if result is not None:
@@ -137,7 +158,7 @@ def _tail(conv: Any, following: list[nn.Module]) -> tuple[nn.BatchNorm2d | None,
         return None, None, 0
     norm, limit, count = None, None, 0
     for module in following:
-        if _is_watched(module):
+        if not is_plain(module):
             break
         if norm is None and type(module) is nn.BatchNorm2d and _can_join(module, conv):
             norm = module
@@ -153,21 +174,5 @@ def _tail(conv: Any, following: list[nn.Module]) -> tuple[nn.BatchNorm2d | None,
 
 def _can_join(norm: nn.BatchNorm2d, conv: Any) -> bool:
     """Whether the norm only multiplies and shifts the layer's channels."""
-    is_complete = norm._parameters["weight"] is not None and norm._buffers["running_var"] is not None
-    return is_complete and not norm.training and norm.num_features == conv.out_channels
-
-
-def has_own_forward(module: nn.Module) -> bool:
-    """Whether a module computes what the class of its place does: no other module, no subclass that overrides it."""
-    return getattr(type(module), "own_forward", None) is type(module).forward
-
-
-def _is_watched(module: nn.Module) -> bool:
-    """Whether the module must be called, because hooks wait for it or its parameters are made on the way."""
-    return bool(module._forward_hooks) or _is_altered(module)
-
-
-def _is_altered(module: nn.Module) -> bool:
-    """Whether a parametrization, a hook before the call (pruning, old weight norm) or another ``forward`` is set."""
-    is_made = bool(module._forward_pre_hooks) or "parametrizations" in module._modules
-    return is_made or "forward" in module.__dict__
+    is_affine = norm._parameters.get("weight") is not None and norm._parameters.get("bias") is not None
+    return is_affine and _has_statistics(norm) and not norm.training and norm.num_features == conv.out_channels

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from drconv.nn.kernels.geometry import Pair, pair
+from drconv.nn.options import channels, window
 
 
 class LocalConv2d(nn.Module):
@@ -32,7 +33,8 @@ class LocalConv2d(nn.Module):
         dtype: of the parameters.
 
     Raises:
-        ValueError: for channel counts that ``groups`` does not divide, or an input smaller than the kernel.
+        ValueError: an option is out of its range, ``groups`` does not divide the channel counts, or the input is
+            smaller than the kernel.
     """
 
     def __init__(
@@ -51,11 +53,9 @@ class LocalConv2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if in_channels % groups or out_channels % groups:
-            raise ValueError(f"groups={groups} must divide in_channels={in_channels} and out_channels={out_channels}")
+        in_channels, out_channels, groups = channels(in_channels, out_channels, groups)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.kernel_size, self.stride = pair(kernel_size), pair(stride)
-        self.padding, self.dilation = pair(padding), pair(dilation)
+        self.kernel_size, self.stride, self.padding, self.dilation = window(kernel_size, stride, padding, dilation)
         self.input_size = pair(input_size)
         self.output_size = tuple(self._output_length(axis) for axis in range(2))
         if min(self.output_size) < 1:
@@ -93,11 +93,13 @@ class LocalConv2d(nn.Module):
             self.bias.copy_(torch.zeros_like(self.bias) if bias is None else bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve ``x`` (B, C, H, W).
+        """Convolve ``x`` (B, C, H, W) or (C, H, W).
 
         Raises:
             ValueError: H, W is not ``input_size``.
         """
+        if x.dim() == 3:
+            return LocalConv2d.forward(self, x.unsqueeze(0))[0]
         if tuple(x.shape[2:]) != self.input_size:
             raise ValueError(
                 f"LocalConv2d was built for input_size={self.input_size} and got {tuple(x.shape[2:])}: "

@@ -33,8 +33,12 @@ def convolve_per_sample(
     """
     weight = weight.to(x.dtype)
     bias = None if bias is None else bias.to(x.dtype)
-    is_matrix = weight.shape[-2:] == (1, 1) and padding == (0, 0) and groups == 1
-    y = _multiply(x, weight, stride) if is_matrix else _convolve(x, weight, stride, padding, dilation, groups)
+    if weight.shape[-2:] == (1, 1) and padding == (0, 0) and groups == 1:
+        y = _multiply(x, weight, stride)
+    elif torch.compiler.is_exporting():
+        y = _multiply_patches(x, weight, stride, padding, dilation, groups)
+    else:
+        y = _convolve(x, weight, stride, padding, dilation, groups)
     return y if bias is None else y + bias[:, :, None, None].to(y.dtype)
 
 
@@ -46,6 +50,17 @@ def _multiply(x: Tensor, weight: Tensor, stride: Pair) -> Tensor:
         y = torch.bmm(x.permute(0, 2, 3, 1).flatten(1, 2), matrix.transpose(1, 2))
         return y.unflatten(1, (height, width)).permute(0, 3, 1, 2)
     return torch.bmm(matrix, x.flatten(2)).unflatten(2, (height, width))
+
+
+def _multiply_patches(x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Tensor:
+    """For exporters: they know no convolution whose number of groups depends on the batch."""
+    height, width = (
+        (x.shape[axis + 2] + 2 * padding[axis] - dilation[axis] * (weight.shape[axis + 3] - 1) - 1) // stride[axis] + 1
+        for axis in range(2)
+    )
+    patches = F.unfold(x, weight.shape[3:], dilation, padding, stride).unflatten(1, (groups, -1))
+    y = torch.matmul(weight.flatten(2).unflatten(1, (groups, -1)), patches)  # (B, G, O/G, P)
+    return y.flatten(1, 2).unflatten(2, (height, width))
 
 
 def _convolve(x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> Tensor:

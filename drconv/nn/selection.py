@@ -10,6 +10,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from drconv.nn.kernels.geometry import Pair
+from drconv.nn.plain import is_transparent, is_untouched
 
 Layers = str | Iterable[str] | Callable[[str, nn.Module], bool] | None
 
@@ -24,8 +25,8 @@ def select_layers(network: nn.Module, layers: Layers) -> dict[str, nn.Conv2d]:
 
     Args:
         network: the network.
-        layers: names, glob patterns (``*`` also matches dots; patterns only see convolutions), or a predicate
-            over name and module. None for the network's own list, its attribute ``replaceable_layers``.
+        layers: names, glob patterns (``*`` also matches dots), or a predicate over name and module; patterns and
+            predicates only see convolutions. None for the network's own list, its attribute ``replaceable_layers``.
 
     Raises:
         ValueError: nothing matches, a name does not exist, or a chosen layer cannot be replaced.
@@ -54,7 +55,7 @@ def _choose(network: nn.Module, modules: dict[str, nn.Module], layers: Layers) -
                 f"predicate such as drconv.nn.is_pointwise; {_offer(modules)}"
             )
     if callable(layers):
-        return {name for name, module in modules.items() if layers(name, module)}
+        return {name for name, module in modules.items() if isinstance(module, nn.Conv2d) and layers(name, module)}
     patterns = [layers] if isinstance(layers, str) else list(layers)
     return {name for pattern in patterns for name in _match(pattern, modules)}
 
@@ -85,8 +86,8 @@ def reason_against(module: nn.Module) -> str | None:
         return f"is a {type(module).__name__}, not a Conv2d"
     if isinstance(module, LazyModuleMixin):
         return "has no shape before its first forward (lazy)"
-    if parametrize.is_parametrized(module) or module._forward_pre_hooks or module._forward_hooks:
-        return "has a parametrization or forward hooks, which would be lost"
+    if parametrize.is_parametrized(module) or not is_untouched(module):
+        return "has a parametrization, hooks or a forward of its own, which would be lost"
     is_plain = type(module).forward is nn.Conv2d.forward
     if not is_plain or type(module)._conv_forward is not nn.Conv2d._conv_forward:
         return f"is a {type(module).__name__}, which computes something else than Conv2d"
@@ -141,8 +142,7 @@ def first_convolution(block: nn.Module) -> nn.Module:
 
 def _is_sequence(module: nn.Module) -> bool:
     """Whether calling the module is calling its children one after the other."""
-    has_hooks = bool(module._forward_pre_hooks or module._forward_hooks)
-    return type(module).forward is nn.Sequential.forward and not has_hooks
+    return is_transparent(module) and is_untouched(module)
 
 
 def _flatten(module: nn.Module) -> list[nn.Module]:

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from drconv.nn.plain import is_transparent
+
 
 class SharedSequential(nn.Sequential):
     """A sequence with a head that is computed once on its input, for all layers that take what it gives.
@@ -41,14 +43,17 @@ class SharedSequential(nn.Sequential):
         return chosen if isinstance(index, int) else nn.Sequential(*chosen)  # type: ignore[misc]
 
     def forward(self, input: Tensor) -> Tensor:
-        return _run(self, input, self.get_submodule(self.name)(input), f"takes_{self.name}")
+        return self._run(input, self.get_submodule(self.name)(input))
+
+    def _run(self, x: Tensor, shared_input: Tensor) -> Tensor:
+        return _run(self, x, shared_input, f"takes_{self.name}")
 
 
 def _run(modules: nn.Sequential, x: Tensor, shared: Tensor, takes: str) -> Tensor:
     for module in modules:
         if getattr(module, takes, False):
             x = module(x, shared)
-        elif type(module).forward is nn.Sequential.forward:
+        elif is_transparent(module):
             x = _run(module, x, shared, takes)  # type: ignore[arg-type]
         else:
             x = module(x)

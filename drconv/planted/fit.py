@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from drconv.nn.conv import set_progress
+from drconv.nn.diagnostics import set_progress
 from drconv.planted.forms import make_layer
 from drconv.planted.measure import compare, explained_variance, linear_fit
 from drconv.planted.teacher import CHANNELS, draw_maps, plant, stack

@@ -8,15 +8,13 @@
 #include <ATen/ops/zeros_like.h>
 
 #include "cpu_backward.h"
+#include "cpu_checks.h"
 #include "cpu_forward.h"
 #include "cpu_gate.h"
 #include "cpu_packed.h"
 
 namespace drconv {
 namespace {
-
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 Tensor dense(const Tensor& tensor) {
   return tensor.contiguous(tensor.suggest_memory_format());
@@ -58,21 +56,21 @@ struct Epilogue {
   std::optional<double> limit;
 };
 
-// Filters (images, regions, O, C), and how the product takes them: as they are, transposed, or packed once for all calls.
+// Filters (images, regions, O, C), which the product takes as they are or transposed, and perhaps packed already.
 struct Filters {
-  enum Use { kPlain, kTransposed, kKept };
   Tensor weight;
   int64_t images, regions, outputs, inputs;
-  Use use;
+  bool transposed;
+  OptionalTensor packed;
 
-  // From a contiguous (B or 1, M, O, C, 1, 1).
-  static Filters of_images(const Tensor& weight, Use use) {
-    return {weight, weight.size(0), weight.size(1), weight.size(2), weight.size(3), use};
+  // From (B or 1, M, O, C, 1, 1).
+  static Filters of_images(const Tensor& weight, bool transposed) {
+    return {weight.contiguous(), weight.size(0), weight.size(1), weight.size(2), weight.size(3), transposed, {}};
   }
   // From (M, O, C, 1, 1), or a convolution's (O, C, 1, 1).
-  static Filters of_layer(const Tensor& weight) {
-    const int64_t last = weight.dim() - 3;
-    return {weight.contiguous(), 1, last == 2 ? weight.size(0) : 1, weight.size(last - 1), weight.size(last), kKept};
+  static Filters of_layer(const Tensor& weight, const OptionalTensor& packed = {}) {
+    const int64_t last = weight.dim() - 3, regions = last == 2 ? weight.size(0) : 1;
+    return {weight.contiguous(), 1, regions, weight.size(last - 1), weight.size(last), false, packed};
   }
 };
 
@@ -81,20 +79,19 @@ struct Filters {
 Tensor product(const Tensor& x, const Filters& filters, const Tensor& logits, const OptionalTensor& scale,
                const OptionalTensor& mixing = {}, const Epilogue& epilogue = {}) {
   const Tensor& weight = filters.weight;
-  const bool transposed = filters.use == Filters::kTransposed;
+  const bool transposed = filters.transposed;
   const int64_t outputs = transposed ? filters.inputs : filters.outputs;
   Tensor y = at::empty({x.size(0), outputs, x.size(2), x.size(3)}, x.options(), x.suggest_memory_format());
   if (y.numel() == 0) {
     return y;
   }
+  if (x.size(1) == 0) {
+    return y.zero_();  // the sum over no channels; layers, which add more to it, do not get here
+  }
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "cpu_region_conv2d", [&] {
     const Panels<scalar_t> panels(filters.regions, outputs, x.size(1));
     const bool shared = filters.images == 1;
-    Tensor packed;
-    if (shared) {
-      packed = filters.use == Filters::kKept ? packed_filters().get<scalar_t>(weight, panels)
-                                             : pack<scalar_t>(weight, panels, transposed);
-    }
+    const Tensor packed = shared ? packed_or_pack(filters.packed, weight, panels, transposed) : Tensor();
     const Forward<scalar_t> forward{
         picture<const scalar_t>(x), logits.defined() ? picture<const scalar_t>(logits) : no_picture<const scalar_t>(),
         picture<scalar_t>(y), panels,
@@ -112,8 +109,8 @@ OptionalTensor contiguous(const OptionalTensor& tensor) {
 }
 
 Tensor forward_cpu(const Tensor& x, const Tensor& weight, const Tensor& logits, const OptionalTensor& scale) {
-  return product(
-      dense(x), Filters::of_images(weight.contiguous(), Filters::kPlain), dense(logits), contiguous(scale));
+  check_problem(x, weight, logits, scale);
+  return product(dense(x), Filters::of_images(weight, false), dense(logits), contiguous(scale));
 }
 
 Tensor readable(const Tensor& x) {
@@ -141,12 +138,17 @@ Epilogue fold(const OptionalTensor& bias, at::TensorList norm, double eps, std::
   if (norm.empty()) {
     return {std::nullopt, contiguous(bias), limit};
   }
-  const Tensor gains = at::empty_like(norm[0]), shifts = at::empty_like(norm[0]);
+  std::vector<Tensor> parts;
+  for (const Tensor& tensor : norm) {
+    parts.push_back(tensor.contiguous());
+  }
+  const OptionalTensor offsets = contiguous(bias);
+  const Tensor gains = at::empty(parts[0].sizes(), parts[0].options()), shifts = at::empty_like(gains);
   AT_DISPATCH_FLOATING_TYPES(gains.scalar_type(), "cpu_drconv", [&] {
-    const scalar_t *mean = norm[0].const_data_ptr<scalar_t>(), *variance = norm[1].const_data_ptr<scalar_t>();
-    const scalar_t* weight = norm.size() > 2 ? norm[2].const_data_ptr<scalar_t>() : nullptr;
-    const scalar_t* shift = norm.size() > 2 ? norm[3].const_data_ptr<scalar_t>() : nullptr;
-    const scalar_t* before = pointer<scalar_t>(bias);
+    const scalar_t *mean = parts[0].const_data_ptr<scalar_t>(), *variance = parts[1].const_data_ptr<scalar_t>();
+    const scalar_t* weight = parts.size() > 2 ? parts[2].const_data_ptr<scalar_t>() : nullptr;
+    const scalar_t* shift = parts.size() > 2 ? parts[3].const_data_ptr<scalar_t>() : nullptr;
+    const scalar_t* before = pointer<scalar_t>(offsets);
     scalar_t *gain = gains.mutable_data_ptr<scalar_t>(), *result = shifts.mutable_data_ptr<scalar_t>();
     for (int64_t o = 0; o < gains.numel(); ++o) {
       gain[o] = (weight ? weight[o] : 1) / std::sqrt(variance[o] + static_cast<scalar_t>(eps));
@@ -159,21 +161,19 @@ Epilogue fold(const OptionalTensor& bias, at::TensorList norm, double eps, std::
 using Pair = std::tuple<Tensor, Tensor>;
 
 // A whole layer without gradients: guide (its filter, or the logits) with its batch norm, generator, product, bias,
-// batch norm, activation. Returns the output, and the logits where they were computed here.
+// batch norm, activation. Returns the output, and the logits where they were computed here. `packed` are the filters as
+// `pack_cpu` gives them, or none.
 Pair layer_cpu(const Tensor& x_, const Tensor& weight, const Tensor& guide, bool has_logits,
                at::TensorList guide_norm, double guide_eps,
                const OptionalTensor& gate_weight, const OptionalTensor& gate_bias, double peak,
-               const OptionalTensor& bias, at::TensorList norm, double eps, std::optional<double> limit) {
-  TORCH_CHECK_VALUE(
-      weight.dim() == 5 && x_.dim() == 4 && weight.size(2) == x_.size(1) && weight.size(3) == 1 &&
-          weight.size(4) == 1 && guide.dim() == 4 && guide.size(has_logits ? 0 : 1) == x_.size(has_logits ? 0 : 1),
-      "x ", x_.sizes(), ", weight ", weight.sizes(), " and guide ", guide.sizes(),
-      " do not fit; use (B, C, H, W), (M, O, C, 1, 1) and logits (B, M, H', W') or a filter (M, C, 1, 1)");
+               const OptionalTensor& bias, at::TensorList norm, double eps, std::optional<double> limit,
+               const OptionalTensor& packed) {
+  check_layer(x_, weight, guide, has_logits, guide_norm, gate_weight, gate_bias, bias, norm);
   const Tensor x = readable(x_);
   const Tensor given = has_logits ? guide
                                   : product(x, Filters::of_layer(guide), Tensor(), std::nullopt, {},
                                             fold(std::nullopt, guide_norm, guide_eps, std::nullopt));
-  const bool fits = given.size(2) == x.size(2) && given.size(3) == x.size(3);
+  const bool fits = (given.size(2) == x.size(2) && given.size(3) == x.size(3)) || x.numel() == 0;
   const Tensor logits = dense(fits ? given : at::upsample_nearest2d(given, x.sizes().slice(2)));
   OptionalTensor scale, mixing;
   if (gate_weight && x.numel() > 0) {
@@ -181,8 +181,22 @@ Pair layer_cpu(const Tensor& x_, const Tensor& weight, const Tensor& guide, bool
     (is_scale ? scale : mixing) =
         gate(x, gate_weight->contiguous(), gate_bias->contiguous(), peak);
   }
-  return {product(x, Filters::of_layer(weight), logits, scale, mixing, fold(bias, norm, eps, limit)),
+  return {product(x, Filters::of_layer(weight, packed), logits, scale, mixing, fold(bias, norm, eps, limit)),
           has_logits ? at::empty({0}, x.options()) : given};
+}
+
+// Filters (M, O, C, 1, 1) in the order in which the product reads them.
+Tensor pack_cpu(const Tensor& weight_) {
+  TORCH_CHECK_TYPE(weight_.scalar_type() == at::kFloat || weight_.scalar_type() == at::kDouble, "weight is ",
+                   weight_.scalar_type(), "; this kernel knows float and double");
+  check("weight", weight_, weight_, {-1, -1, -1, 1, 1});
+  TORCH_CHECK_VALUE(weight_.numel() > 0, "weight is ", weight_.sizes(), "; there is nothing to pack");
+  const Tensor weight = weight_.contiguous();
+  Tensor packed;
+  AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "cpu_pack", [&] {
+    packed = pack<scalar_t>(weight, Panels<scalar_t>(weight.size(0), weight.size(1), weight.size(2)), false);
+  });
+  return packed;
 }
 
 template <typename T>
@@ -217,7 +231,7 @@ using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 // The mask without the guide's gradient: only each pixel's own region is multiplied.
 void masked_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& logits,
                      const OptionalTensor& scale, bool needs_scale, Tensor& grad_x, Tensor& grad_scale) {
-  const Filters filters = Filters::of_images(weight, Filters::kTransposed);
+  const Filters filters = Filters::of_images(weight, true);
   if (!needs_scale) {
     grad_x = product(grad, filters, logits, scale);
     return;
@@ -232,12 +246,14 @@ void masked_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, 
 Gradients backward_cpu(const Tensor& grad_y, const Tensor& x_, const Tensor& weight_, const Tensor& logits_,
                        const OptionalTensor& scale_, bool needs_x, bool needs_weight, bool needs_logits,
                        bool needs_scale) {
+  check_problem(x_, weight_, logits_, scale_);
+  check("the gradient", grad_y, x_, {x_.size(0), weight_.size(2), x_.size(2), x_.size(3)});
   const Tensor x = dense(x_), weight = weight_.contiguous(), logits = dense(logits_);
   const Tensor grad = grad_y.contiguous(x.suggest_memory_format());
   const OptionalTensor scale = contiguous(scale_);
   const Tensor none = at::empty({0}, x.options());
   Tensor grad_x = none, grad_weight = none, grad_logits = none, grad_scale = none;
-  if (grad.numel() == 0) {
+  if (grad.numel() == 0 || x.numel() == 0) {
     return {at::zeros_like(x), at::zeros_like(weight), at::zeros_like(logits), scale ? at::zeros_like(*scale) : none};
   }
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "cpu_region_conv2d_backward", [&] {
@@ -253,55 +269,30 @@ Gradients backward_cpu(const Tensor& grad_y, const Tensor& x_, const Tensor& wei
   return {grad_x, grad_weight, grad_logits, grad_scale};
 }
 
-Tensor empty_output(const Tensor& x, const c10::SymInt& outputs) {
-  const std::vector<c10::SymInt> size{x.sym_size(0), outputs, x.sym_size(2), x.sym_size(3)};
-  return at::empty_symint(size, x.options(), x.suggest_memory_format());
-}
-
-Tensor forward_meta(const Tensor& x, const Tensor& weight, const Tensor& logits, const OptionalTensor& scale) {
-  return empty_output(x, weight.sym_size(2));
-}
-
-Pair layer_meta(const Tensor& x, const Tensor& weight, const Tensor& guide, bool has_logits,
-                at::TensorList guide_norm, double guide_eps,
-                const OptionalTensor& gate_weight, const OptionalTensor& gate_bias, double peak,
-                const OptionalTensor& bias, at::TensorList norm, double eps, std::optional<double> limit) {
-  return {empty_output(x, weight.sym_size(1)),
-          has_logits ? at::empty_symint({0}, x.options()) : empty_output(x, guide.sym_size(0))};
-}
-
-Gradients backward_meta(const Tensor& grad_y, const Tensor& x, const Tensor& weight, const Tensor& logits,
-                        const OptionalTensor& scale, bool needs_x, bool needs_weight, bool needs_logits,
-                        bool needs_scale) {
-  const Tensor none = at::empty_symint({0}, x.options());
-  const bool computes_x = needs_logits || needs_x || needs_scale;
-  return {computes_x ? at::empty_like(x) : none, needs_weight ? at::empty_like(weight) : none,
-          needs_logits ? at::empty_like(logits) : none,
-          scale && (needs_logits || needs_scale) ? at::empty_like(*scale) : none};
-}
-
 }  // namespace
 }  // namespace drconv
 
 TORCH_LIBRARY_FRAGMENT(drconv, library) {
-  library.def("cpu_region_conv2d(Tensor x, Tensor weight, Tensor logits, Tensor? scale) -> Tensor");
-  library.def(
-      "cpu_drconv(Tensor x, Tensor weight, Tensor guide, bool has_logits, Tensor[] guide_norm, float guide_eps, "
-      "Tensor? gate_weight, Tensor? gate_bias, float peak, Tensor? bias, Tensor[] norm, float eps, float? limit) -> "
-      "(Tensor, Tensor)");
-  library.def(
-      "cpu_region_conv2d_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor logits, Tensor? scale, bool needs_x, "
-      "bool needs_weight, bool needs_logits, bool needs_scale) -> (Tensor, Tensor, Tensor, Tensor)");
+  // Python defines these at import, see cpu_operators.py; a program without Python finds them here.
+  const auto define = [&](const std::string& name, const std::string& schema) {
+    if (!c10::Dispatcher::singleton().findSchema({"drconv::" + name, ""})) {
+      library.def((name + schema).c_str());
+    }
+  };
+  define("cpu_region_conv2d", "(Tensor x, Tensor weight, Tensor logits, Tensor? scale) -> Tensor");
+  define("cpu_region_conv2d_backward",
+         "(Tensor grad_y, Tensor x, Tensor weight, Tensor logits, Tensor? scale, bool needs_x, bool needs_weight, "
+         "bool needs_logits, bool needs_scale) -> (Tensor, Tensor, Tensor, Tensor)");
+  define("cpu_drconv",
+         "(Tensor x, Tensor weight, Tensor guide, bool has_logits, Tensor[] guide_norm, float guide_eps, "
+         "Tensor? gate_weight, Tensor? gate_bias, float peak, Tensor? bias, Tensor[] norm, float eps, float? limit, "
+         "Tensor? packed=None) -> (Tensor, Tensor)");
+  define("cpu_pack", "(Tensor weight) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(drconv, CPU, library) {
   library.impl("cpu_region_conv2d", drconv::forward_cpu);
   library.impl("cpu_region_conv2d_backward", drconv::backward_cpu);
   library.impl("cpu_drconv", drconv::layer_cpu);
-}
-
-TORCH_LIBRARY_IMPL(drconv, Meta, library) {
-  library.impl("cpu_region_conv2d", drconv::forward_meta);
-  library.impl("cpu_region_conv2d_backward", drconv::backward_meta);
-  library.impl("cpu_drconv", drconv::layer_meta);
+  library.impl("cpu_pack", drconv::pack_cpu);
 }

@@ -1,24 +1,22 @@
-"""The C++ kernel for CPUs: built with torch's extension loader on first use, then cached.
+"""The C++ kernel for CPUs: built with the machine's compiler on first use, then cached.
 
 1x1 convolutions with stride 1 and one group, in fp32 or fp64, in either memory format; the rest is left to ``torch``.
 ``cpu_common.h`` holds the inner loop, ``cpu_forward.h`` and ``cpu_backward.h`` the two directions, ``cpu.cpp`` the
-operators. The measurements behind them are in ``docs/performance.md``.
+operators, ``cpu_operators.py`` their registration. The measurements behind them are in ``docs/performance_details.md``.
 """
 
-import fcntl
 import functools
 import hashlib
 import logging
 import os
 import platform
-import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from drconv.nn.kernels import build
 from drconv.nn.kernels.geometry import Geometry
 
 _LOGGER = logging.getLogger(__name__)
@@ -27,6 +25,7 @@ _FLAGS = {
     "AVX512": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma", "-mf16c"],
     "AVX2": ["-mavx2", "-mfma", "-mf16c"],
 }
+_SANITIZER = ["-O1", "-g", "-fsanitize=address", "-fno-omit-frame-pointer"]
 
 
 @torch.compiler.assume_constant_result
@@ -40,9 +39,7 @@ def _load() -> bool:
     """Build or load the extension; without a compiler, say so once and return False."""
     try:
         torch.ops.load_library(_build())
-        torch.library.register_autograd("drconv::cpu_region_conv2d", _backward, setup_context=_keep)
-        torch.library.register_autograd("drconv::cpu_region_conv2d_backward", _second_backward)
-    except (ImportError, OSError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         global _failure
         _failure = (str(error).strip() or type(error).__name__).splitlines()[0]
         _LOGGER.warning("the C++ kernel of DRConv is not available, the torch kernel is used: %s", _failure)
@@ -56,57 +53,31 @@ def why_not() -> str | None:
 
 
 def _build() -> Path:
-    """Compile unless done before; the folder's name says for which sources, torch and processor.
-
-    The lock belongs to the open file, so that a process that is killed leaves none behind. The loader of torch is
-    imported only to compile: it takes a second.
-    """
-    capability = torch.backends.cpu.get_cpu_capability()
+    """Compile unless done before; the library's name says for which sources, torch, processor and flags."""
     sources = sorted(Path(__file__).parent.glob("cpu*.[ch]*"))
     digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources if source.suffix != ".py"))
-    digest.update(f"{torch.__version__} {platform.machine()} {_flags(capability)}".encode())
-    name = f"drconv_cpu_{digest.hexdigest()[:16]}"
-    root = os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "drconv"
-    folder = Path(root) / name
-    folder.mkdir(parents=True, exist_ok=True)
-    library, finished = folder / f"{name}.so", folder / "finished"
-    with open(folder / "flock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not finished.exists():
-            _compile(name, folder, capability)
-            finished.touch()
-    return library
+    digest.update(f"{torch.__version__} {platform.machine()} {_flags()}".encode())
+    return build.find_or_build(f"drconv_cpu_{digest.hexdigest()[:16]}", _command)
 
 
-def _missing_tools() -> str | None:
-    """What the build lacks and how to get it, or None; the loader of torch would say it in a page."""
-    compiler = os.environ.get("CXX", "c++")
-    if shutil.which(compiler.split()[0] if compiler.split() else "c++") is None:
-        return f"there is no C++ compiler {compiler!r}; install g++ or name yours in CXX"
-    if shutil.which("ninja") is None:
-        return "there is no ninja on the PATH; pip install ninja, or activate the environment that has it"
-    return None
-
-
-def _compile(name: str, folder: Path, capability: str) -> None:
-    if (missing := _missing_tools()) is not None:
-        raise OSError(missing)
-    from torch.utils import cpp_extension
-
-    (folder / "lock").unlink(missing_ok=True)  # the loader's own lock, of a process that was killed
+def _command(library: Path) -> list[str]:
+    """The compiler's command line. torch's extension loader would give the same, but is imported in a second."""
+    words = build.compiler()
     _LOGGER.info("building the C++ kernel of DRConv, once, for about a minute")
-    cpp_extension.load(
-        name=name,
-        sources=[str(Path(__file__).with_name("cpu.cpp"))],
-        extra_cflags=_flags(capability),
-        build_directory=str(folder),
-        is_python_module=False,
-    )
+    root = Path(torch.__file__).parent
+    headers = [root / "include", root / "include" / "torch" / "csrc" / "api" / "include"]
+    includes = [word for folder in headers for word in ("-isystem", str(folder))]
+    source = str(Path(__file__).with_name("cpu.cpp"))
+    libraries = [f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10"]
+    return [*words, *_flags(), *includes, "-shared", "-fPIC", source, "-o", str(library), *libraries]
 
 
-def _flags(capability: str) -> list[str]:
-    macros = ["-DAT_PARALLEL_OPENMP=1", f"-DCPU_CAPABILITY={capability}", f"-DCPU_CAPABILITY_{capability}"]
-    return ["-O3", "-std=c++20", "-fopenmp", *macros, *_FLAGS.get(capability, [])]
+def _flags() -> list[str]:
+    capability = torch.backends.cpu.get_cpu_capability()
+    abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
+    macros = ["-DAT_PARALLEL_OPENMP=1", f"-DCPU_CAPABILITY={capability}", f"-DCPU_CAPABILITY_{capability}", abi]
+    optimize = _SANITIZER if os.environ.get("DRCONV_SANITIZE") else ["-O3"]
+    return [*optimize, "-std=c++20", "-fopenmp", *macros, *_FLAGS.get(capability, [])]
 
 
 def supports(
@@ -144,18 +115,11 @@ def run_layer() -> Callable[..., tuple[Tensor, Tensor]]:
     return torch.ops.drconv.cpu_drconv.default
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _backward(context: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    saved, needs = context.saved_tensors, context.needs_input_grad
-    gradients = torch.ops.drconv.cpu_region_conv2d_backward.default(grad, *saved, *needs)
-    return tuple(gradient if is_needed else None for gradient, is_needed in zip(gradients, needs, strict=True))
-
-
-def _second_backward(context: Any, *grads: Tensor) -> NoReturn:
-    raise RuntimeError('the C++ kernel of DRConv has no second derivative; use kernel="reference" for it')
+def pack(weight: Tensor) -> Tensor | None:
+    """Filters (M, O, C, 1, 1) in the order in which the product reads them, or None where this kernel does not run."""
+    if weight.dtype not in (torch.float32, torch.float64) or not weight.is_cpu or not is_available():
+        return None
+    return torch.ops.drconv.cpu_pack.default(weight.detach())
 
 
 def region_conv2d(

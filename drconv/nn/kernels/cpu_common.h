@@ -145,7 +145,7 @@ struct Picture {
   }
 };
 
-// The region of every row: the first maximum over logits[region][row] (Eq. 3).
+// The region of every row: the first maximum over logits[region][row] (Eq. 3), NaN above all numbers as torch has it.
 template <typename T>
 void argmax(const T* logits, int64_t width, int64_t regions, int64_t rows, int32_t* mask) {
   T found[kLanes<T>];
@@ -153,7 +153,8 @@ void argmax(const T* logits, int64_t width, int64_t regions, int64_t rows, int32
     const int64_t count = std::min(kLanes<T>, rows - i);
     Vec<T> best = Vec<T>::loadu(logits + i, count), index(0);
     for (int64_t r = 1; r < regions; ++r) {
-      const Vec<T> value = Vec<T>::loadu(logits + r * width + i, count), larger = value > best;
+      const Vec<T> value = Vec<T>::loadu(logits + r * width + i, count);
+      const Vec<T> larger = (value > best) | ((value != value) & (best == best));
       best = Vec<T>::blendv(best, value, larger);
       index = Vec<T>::blendv(index, Vec<T>(static_cast<T>(r)), larger);
     }

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from drconv.nn.kernels.geometry import Geometry
+from drconv.nn.kernels.transforms import is_transformed
 
 
 def supports(
@@ -36,12 +37,13 @@ def region_conv2d(
     """
     regions, out_channels = weight.shape[1:3]
     height, width = logits.shape[2:]
-    hard = F.one_hot(logits.argmax(1), regions).permute(0, 3, 1, 2)
-    if logits.requires_grad and torch.is_grad_enabled():
+    choice = (logits.argmax(1, keepdim=True) == torch.arange(regions, device=x.device).view(-1, 1, 1)).to(x.dtype)
+    is_differentiated = is_transformed() or (logits.requires_grad and torch.is_grad_enabled())
+    if is_differentiated:
         soft = logits.softmax(1)
-        choice = (hard + soft - soft.detach()).to(x.dtype)
-    else:
-        choice = hard.to(x.dtype)
+        # Zeros, also where the softmax is not a number: a logit of NaN or infinity chooses its region all the same.
+        step = (soft - soft.detach()).where(soft == soft, 0)
+        choice = choice + step.to(x.dtype)
     filters = weight if scale is None else _scale_filters(weight, scale)
     stride, padding, dilation, groups = geometry
     taps = F.unfold(x, weight.shape[4:], dilation, padding, stride)
@@ -50,7 +52,8 @@ def region_conv2d(
     candidates = torch.matmul(filters, taps.unsqueeze(1))  # (B, M, G, O/G, P)
     candidates = candidates.flatten(2, 3).unflatten(3, (height, width))
     output = (choice.unsqueeze(2) * candidates).sum(1)
-    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+    # vmap knows no memory formats.
+    if not is_transformed() and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
         return output.contiguous(memory_format=torch.channels_last)
     return output
 

@@ -5,8 +5,9 @@ matrix product: one convolution's arithmetic in the forward pass. A scale multip
 are never made for it. Backward, the guide needs the response of every filter at every position; these M products are
 reduced at once over the channels and hold the gradient of x as well. Positions, not filters, are kept for backward.
 
-Windows other than 1x1 go through ``unfold``. The letters: N = B Ho Wo positions (rows), G groups, D = C/G K K the
-length of a row in a group, S segments: the M regions, or the B M pairs where every image has its own filters.
+Windows other than 1x1 go through ``unfold``, large maps in strips. The letters: N = B Ho Wo positions (rows), G groups,
+D = C/G K K the length of a row in a group, S segments: the M regions, or the B M pairs where every image has its own
+filters.
 """
 
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from drconv.nn.kernels import segments
+from drconv.nn.kernels import flops, segments, strips
 from drconv.nn.kernels.geometry import Geometry
 from drconv.nn.kernels.rows import (
     as_image,
@@ -28,6 +29,7 @@ from drconv.nn.kernels.rows import (
     to_image,
     to_rows,
 )
+from drconv.nn.kernels.transforms import refuse_tangents
 
 _CHUNK = 1 << 20  # numbers per piece of the M responses: 4 MB in fp32, which stays in a CPU's cache
 _CHUNK_CUDA = 1 << 26
@@ -56,7 +58,7 @@ def region_conv2d(
         return _operator(x, weight, logits, scale, _numbers(geometry))
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, logits, scale)):
         return _RegionConv2d.apply(x, weight, logits, scale, geometry)
-    return _forward(x, weight, logits, scale, geometry)
+    return forward(x, weight, logits, scale, geometry)
 
 
 class _RegionConv2d(torch.autograd.Function):
@@ -66,16 +68,20 @@ class _RegionConv2d(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight, logits, scale)
         ctx.geometry = geometry
-        return _forward(x, weight, logits, scale, geometry)
+        return forward(x, weight, logits, scale, geometry)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, logits, scale = ctx.saved_tensors
-        return *_backward(grad, x, weight, logits, scale, ctx.geometry, ctx.needs_input_grad[:4]), None
+        return *backward(grad, x, weight, logits, scale, ctx.geometry, ctx.needs_input_grad[:4]), None
 
 
-def _forward(x: Tensor, weight: Tensor, logits: Tensor, scale: Tensor | None, geometry: Geometry) -> Tensor:
+def forward(x: Tensor, weight: Tensor, logits: Tensor, scale: Tensor | None, geometry: Geometry) -> Tensor:
+    return strips.run_forward(_forward_strip, x, weight, logits, scale, geometry)
+
+
+def _forward_strip(x: Tensor, weight: Tensor, logits: Tensor, scale: Tensor | None, geometry: Geometry) -> Tensor:
     batch, _, height, width = logits.shape
     out_channels = weight.shape[2]
     if x.numel() == 0:
@@ -88,7 +94,7 @@ def _forward(x: Tensor, weight: Tensor, logits: Tensor, scale: Tensor | None, ge
     return as_image(output, (batch, height, width), x)
 
 
-def _backward(
+def backward(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -98,6 +104,18 @@ def _backward(
     needs: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x, weight, logits and scale, None where not needed."""
+    return strips.run_backward(_backward_strip, grad, x, weight, logits, scale, geometry, needs)
+
+
+def _backward_strip(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    logits: Tensor,
+    scale: Tensor | None,
+    geometry: Geometry,
+    needs: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
     inputs = (x, weight, logits, scale)
     if x.numel() == 0:
         return tuple(torch.zeros_like(t) if t is not None and n else None for t, n in zip(inputs, needs, strict=True))
@@ -197,7 +215,8 @@ def _operator(
     geometry: list[int],
 ) -> Tensor:
     """The forward pass as one opaque operator for ``torch.compile`` and ``torch.export``."""
-    return _forward(x, weight, logits, scale, _geometry(geometry))
+    refuse_tangents(x, weight, logits, scale)
+    return forward(x, weight, logits, scale, _geometry(geometry))
 
 
 @_operator.register_fake
@@ -217,7 +236,7 @@ def _operator_backward(
     needs: list[bool],
 ) -> list[Tensor]:
     """The backward pass as one operator; empty tensors stand for gradients that are not needed."""
-    gradients = _backward(grad, x, weight, logits, scale, _geometry(geometry), tuple(needs))
+    gradients = backward(grad, x, weight, logits, scale, _geometry(geometry), tuple(needs))
     return [grad.new_empty(0) if g is None else g.contiguous() for g in gradients]
 
 
@@ -247,6 +266,7 @@ def _operator_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _operator.register_autograd(_operator_gradient, setup_context=_setup_context)
+flops.register_torch()
 
 
 def _numbers(geometry: Geometry) -> list[int]:

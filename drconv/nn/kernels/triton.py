@@ -7,7 +7,6 @@ is launched on grids that follow from the shapes, so the host never waits for th
 operators with known shapes: no graph break.
 """
 
-import weakref
 from typing import Any
 
 import torch
@@ -15,12 +14,15 @@ from torch import Tensor
 from torch.library import custom_op
 from triton.runtime import JITFunction
 
-from drconv.nn.kernels import triton_backward, triton_forward, triton_sort
+from drconv.nn.kernels import flops, triton_backward, triton_forward, triton_sort
 from drconv.nn.kernels.geometry import Geometry
+from drconv.nn.kernels.sharing import kept_for
+from drconv.nn.kernels.transforms import refuse_tangents
 
 _TYPES = (torch.float32, torch.float16, torch.bfloat16)
 _Sorted = tuple[Tensor, Tensor]  # order and starts, see ``triton_sort``
-_last: tuple[weakref.ref[Tensor], tuple[Any, ...], _Sorted] | None = None  # logits, their state, their sort
+_LARGEST = 2**31 - 1  # places within an image, and pixels of a batch, are counted in 32 bits
+_MAX_BATCH = 65535  # images are the second dimension of a grid
 
 
 def supports(
@@ -30,12 +32,21 @@ def supports(
     scale: Tensor | None,
     geometry: Geometry,
 ) -> bool:
-    """1x1 filters, stride 1, one channel group, up to 32 regions; fp32, fp16, bf16; CUDA, or Triton's
-    interpreter.
+    """1x1 filters, stride 1, one channel group, up to 32 regions; fp32, fp16, bf16; what 32 bits can count; CUDA, or
+    Triton's interpreter.
     """
     runs = x.is_cuda or (x.device.type == "cpu" and not isinstance(triton_sort.count_regions, JITFunction))
     types = x.dtype in _TYPES and weight.dtype == x.dtype and logits.dtype == torch.float32
-    return runs and geometry.is_matrix_product(weight) and types and weight.shape[1] <= triton_sort.MAX_REGIONS
+    regions, channels = weight.shape[1], max(x.shape[1], weight.shape[1], weight.shape[2])
+    fits = 0 < regions <= triton_sort.MAX_REGIONS and x.shape[1] > 0 and len(x) <= _MAX_BATCH
+    return runs and geometry.is_matrix_product(weight) and types and fits and _is_countable(x, channels)
+
+
+def _is_countable(x: Tensor, channels: int) -> bool:
+    """Whether 32 bits hold every place within an image, of x as it lies and of maps with so many channels."""
+    pixels = x.shape[2] * x.shape[3]
+    reach = sum((size - 1) * step for size, step in zip(x.shape[1:], x.stride()[1:], strict=True))
+    return max(len(x) * pixels, channels * pixels, reach) <= _LARGEST
 
 
 def region_conv2d(
@@ -54,29 +65,19 @@ def region_conv2d(
 
 
 def _sort_once(logits: Tensor, groups: int) -> _Sorted:
-    """``sort_pixels``, shared by consecutive calls with the very same logits, as the two layers of a block make.
+    """``sort_pixels``, done once for the layers of a block, which share the very same logits (see ``sharing``).
 
-    Not where a change of the logits could go unseen: inference mode counts no versions, a captured graph must sort for
-    itself on every replay, and the compiler sees equal calls on its own.
+    A captured graph must sort for itself on every replay, and the compiler sees equal calls on its own.
     """
-    global _last
     is_captured = logits.is_cuda and torch.cuda.is_current_stream_capturing()
-    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or logits.is_inference() or is_captured:
+    kept = None if torch.compiler.is_compiling() or is_captured else kept_for(logits)
+    if kept is None:
         return sort_pixels(logits.detach(), groups)
-    last, stream = _last, torch.cuda.current_stream(logits.device) if logits.is_cuda else None
-    state = (logits._version, groups, stream)
-    if last is not None and last[0]() is logits and last[1] == state:
-        return last[2]
-    result = sort_pixels(logits.detach(), groups)
-    _last = (weakref.ref(logits, _forget), state, result)
-    return result
-
-
-def _forget(reference: weakref.ref[Tensor]) -> None:
-    """Give the memory back when the logits are gone."""
-    global _last
-    if _last is not None and _last[0] is reference:
-        _last = None
+    version = None if logits.is_inference() else logits._version
+    key = (version, groups, torch.cuda.current_stream(logits.device) if logits.is_cuda else None)
+    if key not in kept:
+        kept[key] = sort_pixels(logits.detach(), groups)
+    return kept[key]
 
 
 @custom_op("drconv::triton_sort_pixels", mutates_args=())
@@ -98,6 +99,7 @@ def convolve(x: Tensor, filters: Tensor, logits: Tensor, scale: Tensor | None, o
     """x (B, C, H, W), filters (1 or B, M, O, C), logits (B, M, H, W) for their gradient only, scale (B, M)
     fp32.
     """
+    refuse_tangents(x, filters, logits, scale)
     with torch.cuda.device_of(x):
         return triton_forward.multiply(x, filters, scale, order, starts)
 
@@ -171,3 +173,4 @@ def _masked_gradients(
 
 
 convolve.register_autograd(_backward, setup_context=_save)
+flops.register_triton()

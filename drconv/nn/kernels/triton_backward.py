@@ -166,7 +166,11 @@ def guide_gradient(
     logit = tl.where(valid[:, None], logit, 0.0)
     highest = tl.max(logit, 1)
     if HAS_SCALE:
-        chosen = tl.min(tl.where(logit == highest[:, None], region[None, :], REGIONS_PAD), 1)
+        # The first NaN where there is one, as in the sort.
+        is_none = (logit != logit).to(tl.int32)
+        has_none = tl.max(is_none, 1) > 0
+        is_highest = tl.where(has_none[:, None], is_none, (logit == highest[:, None]).to(tl.int32)) > 0
+        chosen = tl.min(tl.where(is_highest, region[None, :], REGIONS_PAD), 1)
         own = tl.where((region[None, :] == chosen[:, None]) & valid[:, None], product, 0.0)
         row = (image * tl.num_programs(0) + tile) * REGIONS
         tl.store(scale_gradient + row + region, tl.sum(own, 0), mask=region < REGIONS)

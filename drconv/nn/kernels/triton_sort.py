@@ -44,8 +44,10 @@ def count_regions(
     region = tl.zeros([BLOCK], tl.int32)
     for candidate in range(1, REGIONS):
         value = tl.load(row + candidate * stride_region, mask=valid, other=float("-inf"))
-        region = tl.where(value > best, candidate, region)
-        best = tl.maximum(best, value)
+        # NaN is above all numbers, as torch has it, and the first one stays.
+        larger = (value > best) | ((value != value) & (best == best))
+        region = tl.where(larger, candidate, region)
+        best = tl.where(larger, value, best)
     tl.store(mask + pixel, region.to(tl.uint8), mask=valid)
     column = tl.arange(0, REGIONS_PAD)
     member = (region[:, None] == column[None, :]) & valid[:, None]
