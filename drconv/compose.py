@@ -4,7 +4,6 @@ import hashlib
 from dataclasses import asdict
 from pathlib import Path
 
-import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -15,6 +14,7 @@ from drconv.config_check import validate
 from drconv.errors import ConfigError, RunFolderError
 from drconv.identity import FREE_KEYS, FREE_RUNTIME
 from drconv.migrations import SCHEMA, migrate_config, migrate_override
+from drconv.stored_yaml import read_stored_yaml
 
 ConfigStore.instance().store("schema", Config)
 
@@ -67,6 +67,12 @@ def config_of_run(arguments: list[str]) -> Config | None:
     stored = load_config(Path(given["run"]))
     if "weights" not in given:
         stored.weights = None  # those that the run started from
+    module = stored.task.module
+    if module is not None and "task.module" not in given:
+        raise ConfigError(
+            f"run={given['run']} names a module that would be imported, and a stored configuration starts no code: "
+            f"add task.module={module} if you trust it"
+        )
     others = [migrate_override(argument) for argument in arguments if not argument.startswith("run=")]
     overrides = OmegaConf.from_dotlist(others)
     try:
@@ -90,11 +96,11 @@ def load_config(folder: Path) -> Config:
     if not stored.exists():
         raise RunFolderError(f"run={folder} holds no config.yaml; give the folder that training printed")
     try:
-        content = yaml.safe_load(stored.read_text())
+        content = read_stored_yaml(stored)
         current = migrate_config(content, content.pop("schema", 1))
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), current))
     except Exception as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise RunFolderError(f"{stored} does not fit this version: {reason}") from None
     assert isinstance(config, Config)
     return config

@@ -26,12 +26,13 @@ class DRConvConfig:
     init_noise: float = (
         0.1  # spread of the filters over the regions at the start, as a share of the filter's own spread
     )
-    init_gain: float | None = 0.5  # standard deviation of a filter over the usual one; null for 1/sqrt(m) (D11)
+    init_gain: float | None = None  # standard deviation of a filter over the usual one; null for 1/sqrt(m)
     filter_sharing: float = 0.9  # share of all regions' filter gradients in a region's own; 0 as printed (D11)
+    filter_sharing_end: float | None = None  # the share that it reaches linearly at the end; null for a constant one
     generator_gradient: float = 0.1  # factor on the gradient of the generator's first layer; 1 as printed (D11)
     guide: str = "block"  # block: one 1x1 guide for all DRConvs of a block; own: one k x k guide per DRConv (D2)
     guide_stride: int = 1  # the guide is computed at 1/guide_stride of the resolution, then resized (nearest)
-    guide_norm: str = "batch"  # none: as printed; batch: batch norm without affine on the guide's logits (D11)
+    guide_norm: str = "none"  # none: as printed; scale: one scale for all logits; batch: batch norm without affine
     guide_gradient: float = 1.0  # factor on the gradient that reaches the guide (the released code's beta)
     feature_gradient: float = 1.0  # factor on the part of that gradient which flows on into the features
     guide_frozen: bool = False  # true: the guide stays at its random start
@@ -49,6 +50,17 @@ class CondConvConfig:
 
 
 @dataclass
+class DetectorConfig:
+    """Options of the detectors; used where ``task.name=detection``."""
+
+    masks: bool = True  # a mask head beside the box head
+    norm: str = "batch"  # batch: in body, FPN and heads (runtime.sync_bn: of all devices); frozen: a constant body
+    frozen_stages: int = 2  # first stages of ResNet that do not learn, where backbone= or weights= is given
+    rois: int = 512  # sampled regions a picture in training
+    stride_in_1x1: bool = False  # ResNet's stride in the first 1x1, as the weights of its authors need it
+
+
+@dataclass
 class ModelConfig:
     name: str = MISSING  # the plain network: shufflenetv2, mobilenetv1, mobilenetv2, ...
     width: float = 1.0
@@ -58,6 +70,7 @@ class ModelConfig:
     layers: list[str] | None = None  # patterns of the layers to replace; null for the paper's (D3)
     drconv: DRConvConfig = field(default_factory=DRConvConfig)
     condconv: CondConvConfig = field(default_factory=CondConvConfig)
+    detector: DetectorConfig = field(default_factory=DetectorConfig)
 
 
 @dataclass
@@ -74,8 +87,34 @@ class AugmentConfig:
 
 
 @dataclass
+class FacesConfig:
+    """Data of task.name=identification; folders are below ``data.root`` and hold one folder for each identity."""
+
+    probes: str | None = None  # folder of the probes
+    distractors: str | None = None  # folder of the distractors
+    held_out: float = 0.0  # share of the training folder's identities that are not trained on and are the probes
+    verification: list[str] = field(default_factory=list)  # names of .bin files below root: lfw, cfp_fp, agedb_30
+    window: list[int] | None = None  # rows, columns around the centre that show the face; null for aligned pictures
+    flip_test: bool = False  # rank-1 from the sum of a picture's embedding and its mirror's
+    identities: int = 100  # generated_faces: to train on; a quarter as many to test with, 5 times as many distractors
+    each: int = 20  # generated_faces: training pictures of an identity
+
+
+@dataclass
+class CocoConfig:
+    """What only detection needs of its data; used where ``task.name=detection``."""
+
+    layout: str = "2017"  # train2017/, val2017/; 2014: the paper's trainval35k and minival on train2014/, val2014/
+    sizes: list[int] = field(default_factory=lambda: [800])  # pixels of the shorter side; training draws one of them
+    max_size: int = 1333  # pixels that the longer side may have
+    keep_empty: bool = False  # train on pictures without a box, too
+    exif: bool = False  # turn pictures as their EXIF tag says; COCO's boxes refer to the stored pixels
+
+
+@dataclass
 class DataConfig:
-    name: str = MISSING  # digits, imagefolder, imagenet, generated
+    name: str = MISSING  # of pictures: digits, imagefolder, imagenet, generated; of faces: generated_faces,
+    # face_folders, ms1mv2; of objects: coco, scenes
     root: str | None = None
     train_split: str = "train"  # folder of the training pictures below root
     val_split: str = "val"
@@ -89,10 +128,14 @@ class DataConfig:
         default_factory=lambda: [123.675, 116.28, 103.53]
     )  # of pixels in 0..255, in channel_order
     std: list[float] = field(default_factory=lambda: [58.395, 57.12, 57.375])
+    in_memory: bool = False  # pictures of one size are decoded once and kept, for sets such as CIFAR-10
     holdout: float = 0.0  # share of the training set that is cut off and evaluated on instead of val (for choosing)
+    max_pixels: int = 67_108_864  # a picture with more is broken; 200 MB once decoded
     broken: str = "error"  # a picture that does not decode: error, or skip (counted and logged)
     fraction: float = 1.0  # share of the training pictures that is used
     num_generated: int = 512  # generated: pictures per split
+    faces: FacesConfig = field(default_factory=FacesConfig)
+    coco: CocoConfig = field(default_factory=CocoConfig)
 
 
 @dataclass
@@ -131,11 +174,19 @@ class ClassificationConfig:
 
 
 @dataclass
+class IdentificationConfig:
+    margin_loss: str = "am_softmax"  # am_softmax, cosface, arcface
+    scale: float = 30.0  # on the cosines (D6)
+    margin: float = 0.35  # of the cosine; for arcface of the angle, in radians (D6)
+
+
+@dataclass
 class TaskConfig:
     """What is learned and how it is measured; a task's options lie in the section of its name."""
 
     name: str = "classification"
     classification: ClassificationConfig = field(default_factory=ClassificationConfig)
+    identification: IdentificationConfig = field(default_factory=IdentificationConfig)
     module: str | None = None  # Python module that registers a task from outside the package
     options: Any = None  # a dictionary, of a task from outside, which checks them itself
 

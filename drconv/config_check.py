@@ -8,51 +8,38 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
-from drconv.config import Config, TaskConfig
+from drconv.config import Config, FacesConfig, TaskConfig
+from drconv.config_detection import SECTIONS, detection_problems
+from drconv.config_ranges import range_problems
 from drconv.errors import ConfigError
 from drconv.paths import CONFIGS
 from drconv.tasks.registry import TASKS, find_entry
+from drconv.world import num_ranks
 
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "model.stem": ("auto", "imagenet", "small"),
     "model.conv": ("standard", "drconv", "condconv", "local", "deformable"),
     "model.drconv.generator": ("grouped", "experts"),
     "model.drconv.guide": ("block", "own"),
-    "model.drconv.guide_norm": ("none", "batch"),
+    "model.drconv.guide_norm": ("none", "scale", "batch"),
     "model.condconv.routing": ("block", "own"),
-    "data.name": ("digits", "imagefolder", "imagenet", "generated"),
+    "model.detector.norm": ("batch", "frozen"),
+    "data.name": (
+        *("digits", "imagefolder", "imagenet", "generated", "generated_faces", "face_folders", "ms1mv2"),
+        *("coco", "scenes"),
+    ),
+    "data.coco.layout": ("2017", "2014"),
     "data.augment.crop": ("random_resized", "pad", "none"),
     "data.interpolation": ("bilinear", "bicubic"),
     "data.channel_order": ("rgb", "bgr"),
     "data.broken": ("error", "skip"),
+    "task.identification.margin_loss": ("am_softmax", "cosface", "arcface"),
     "recipe.optimizer.decay": ("matrices", "all"),
     "recipe.schedule.name": ("linear", "cosine", "multistep", "constant"),
     "runtime.device": ("auto", "cpu", "cuda"),
     "runtime.precision": ("fp32", "bf16", "fp16"),
     "runtime.kernel": (None, "reference", "torch", "cpu", "triton"),
     "logging.wandb": ("auto", "online", "offline", "disabled"),
-}
-AT_LEAST: dict[str, float] = {
-    "seed": 0,
-    "model.drconv.regions": 1,
-    "model.drconv.experts": 1,
-    "model.drconv.groups": 1,
-    "model.drconv.guide_stride": 1,
-    "model.condconv.experts": 1,
-    "data.image_size": 1,
-    "recipe.batch_size": 1,
-    "recipe.eval_batch_size": 1,
-    "recipe.bn_reestimation_steps": 0,
-    "recipe.schedule.warmup_steps": 0,
-    "recipe.optimizer.lr": 0,
-    "recipe.optimizer.weight_decay": 0,
-    "recipe.optimizer.momentum": 0,
-    "data.augment.crop_padding": 0,
-    "runtime.devices": 1,
-    "runtime.accumulate": 1,
-    "runtime.workers": 0,
-    "logging.every": 1,
-    "logging.checkpoint_every": 1,
 }
 LENGTHS = {  # lists of so many numbers
     "data.mean": 3,
@@ -61,9 +48,13 @@ LENGTHS = {  # lists of so many numbers
     "data.augment.crop_scale": 2,
     "data.augment.crop_ratio": 2,
 }
-WIDTHS = {"shufflenetv2": (0.25, 2.0), "mobilefacenet": (1.0, 1.0)}  # that a network can have; others have any
-SHARES = ("data.holdout", "task.classification.label_smoothing")
-DATA_WITH_ROOT = ("imagefolder", "imagenet")
+WIDTHS = {  # that a network can have; others have any
+    "shufflenetv2": (0.25, 2.0),
+    "mobilefacenet": (1.0, 1.0),
+    "detnas_300m": (1.0, 1.0),
+}
+DATA_WITH_ROOT = ("imagefolder", "imagenet", "face_folders", "ms1mv2", "coco")
+FACES = ("generated_faces", "face_folders", "ms1mv2")
 
 
 def validate(config: Config) -> None:
@@ -89,6 +80,21 @@ def steps_of_run(config: Config, num_samples: int) -> int:
     return max(1, round(recipe.epochs * num_samples / recipe.batch_size))
 
 
+def length_problems(config: Config, num_steps: int) -> Iterator[str]:
+    """What cannot be meant for a run of so many steps; asked again when the data have told the length of epochs."""
+    warmup = config.recipe.schedule.warmup_steps
+    if warmup >= num_steps > 0 and warmup > 0:
+        length = f"recipe.steps={num_steps}" if config.recipe.steps is not None else f"the run's {num_steps} steps"
+        yield f"recipe.schedule.warmup_steps={warmup} must be below {length}, or no step has the full learning rate"
+
+
+def length_warnings(config: Config, num_steps: int) -> Iterator[str]:
+    """What a user should know of a run of so many steps."""
+    late = [step for step in config.recipe.schedule.milestones if step >= num_steps]
+    if late:
+        yield f"recipe.schedule.milestones={late} lie at or behind the run's end of {num_steps} steps: no drop there"
+
+
 def value_of(config: object, key: str) -> object:
     """The value at a dotted key."""
     for part in key.split("."):
@@ -99,10 +105,10 @@ def value_of(config: object, key: str) -> object:
 def _problems(config: Config) -> Iterator[str]:
     yield from _network(config)
     yield from _single_values(config)
-    yield from _optional_values(config)
     yield from _length_and_schedule(config)
     yield from _batch(config)
     yield from _data(config)
+    yield from _faces(config)
     yield from _device(config)
     yield from _task(config)
     yield from _without_effect(config)
@@ -113,7 +119,7 @@ def model_names() -> list[str]:
     """The choices of ``model.name``: those of the files in ``configs/model/``; none where the package is installed
     without them."""
     texts = (path.read_text() for path in (CONFIGS / "model").glob("*.yaml"))
-    return sorted({found[1] for text in texts if (found := re.search(r"^name: *(\w+)", text, re.M))})
+    return sorted({found[1] for text in texts if (found := re.search(r"^ *name: *(\w+)", text, re.M))})
 
 
 def _network(config: Config) -> Iterator[str]:
@@ -133,48 +139,21 @@ def _single_values(config: Config) -> Iterator[str]:
         value = value_of(config, key)
         if value not in choices:
             yield f"{key}={value} is not known; choose {', '.join(str(choice or 'null') for choice in choices)}"
-    for key, least in AT_LEAST.items():
-        value = value_of(config, key)
-        if not isinstance(value, int | float) or not value >= least:
-            yield f"{key}={value} must be at least {least}"
-    for key in SHARES:
-        value = value_of(config, key)
-        if not isinstance(value, int | float) or not 0 <= value < 1:
-            yield f"{key}={value} must be at least 0 and below 1"
-
+    yield from range_problems(config)
     for key, length in LENGTHS.items():
         numbers = value_of(config, key)
         if not isinstance(numbers, list) or len(numbers) != length:
             yield f"{key}={numbers} must be a list of {length} numbers"
 
 
-def _optional_values(config: Config) -> Iterator[str]:
-    if not 0 <= config.data.augment.flip <= 1:
-        yield f"data.augment.flip={config.data.augment.flip} must lie between 0 and 1"
-    if not 0 < config.data.fraction <= 1:
-        yield f"data.fraction={config.data.fraction} must lie between 0 (excluded) and 1"
-    if config.recipe.ema_decay is not None and not 0 < config.recipe.ema_decay < 1:
-        yield f"recipe.ema_decay={config.recipe.ema_decay} must lie between 0 and 1; null switches it off"
-    if config.recipe.clip_norm is not None and not config.recipe.clip_norm > 0:
-        yield f"recipe.clip_norm={config.recipe.clip_norm} must be above 0; null switches it off"
-    if config.runtime.threads is not None and config.runtime.threads < 1:
-        yield f"runtime.threads={config.runtime.threads} must be at least 1; null shares the cores among the ranks"
-    if config.recipe.optimizer.nesterov and not config.recipe.optimizer.momentum > 0:
-        yield "recipe.optimizer.nesterov=true needs recipe.optimizer.momentum above 0"
-    if config.logging.eval_every is not None and config.logging.eval_every < 1:
-        yield f"logging.eval_every={config.logging.eval_every} must be at least 1; null evaluates at the end only"
-
-
 def _length_and_schedule(config: Config) -> Iterator[str]:
     recipe, schedule = config.recipe, config.recipe.schedule
     if (recipe.steps is None) == (recipe.epochs is None):
         yield f"give either recipe.steps or recipe.epochs; found steps={recipe.steps}, epochs={recipe.epochs}"
-    if recipe.steps is not None and recipe.steps < 1:
-        yield f"recipe.steps={recipe.steps} must be at least 1"
-    if recipe.epochs is not None and not recipe.epochs > 0:
-        yield f"recipe.epochs={recipe.epochs} must be above 0"
-    if recipe.steps is not None and schedule.warmup_steps >= recipe.steps > 0 and schedule.warmup_steps > 0:
-        yield f"recipe.schedule.warmup_steps={schedule.warmup_steps} must be below recipe.steps={recipe.steps}"
+    if recipe.steps is not None:
+        yield from length_problems(config, recipe.steps)
+    if recipe.optimizer.nesterov and not recipe.optimizer.momentum > 0:
+        yield "recipe.optimizer.nesterov=true needs recipe.optimizer.momentum above 0"
     if schedule.name == "multistep" and not schedule.milestones:
         yield "recipe.schedule.name=multistep needs recipe.schedule.milestones, a list of steps"
     if schedule.name != "multistep" and schedule.milestones:
@@ -185,7 +164,7 @@ def _length_and_schedule(config: Config) -> Iterator[str]:
 
 def _batch(config: Config) -> Iterator[str]:
     batch, accumulate = config.recipe.batch_size, config.runtime.accumulate
-    ranks = int(os.environ.get("WORLD_SIZE", config.runtime.devices))
+    ranks = num_ranks(config)
     parts = ranks * accumulate
     if parts > 0 and batch % parts:
         nearest = max(1, round(batch / parts)) * parts
@@ -205,19 +184,34 @@ def _data(config: Config) -> Iterator[str]:
         yield "data=generated needs data.num_classes"
     if data.name == "digits" and data.num_classes not in (None, 10):
         yield f"data.num_classes={data.num_classes}, and the embedded digits have 10; leave the key out"
-    if config.model.name == "mobilefacenet":
-        yield "model=mobilefacenet gives embeddings, and task.name=classification needs classes; choose another model"
-    if data.root is not None and not Path(data.root).is_dir():
+    if data.root is not None and not Path(data.root).is_dir() and data.name in FACES:
+        yield f"data.root={data.root} is not a folder"
+    elif data.root is not None and not Path(data.root).is_dir():
         yield (
             f"data.root={data.root} is not a folder; expected {data.root}/{data.train_split}/<class>/<picture> and "
             f"{data.root}/{data.val_split}/<class>/<picture>"
         )
+    yield from detection_problems(config)
     for key in ("weights", "backbone"):
         path = getattr(config, key)
         if path is not None and not Path(path).is_file():
             yield f"{key}={path} is not a file"
     if config.weights is not None and config.backbone is not None:
         yield "give either weights= (the whole network) or backbone= (what fits), not both"
+
+
+def _faces(config: Config) -> Iterator[str]:
+    data = config.data
+    if config.model.name == "mobilefacenet" and config.task.name == "classification":
+        yield "model=mobilefacenet gives embeddings, and task.name=classification needs classes; choose another model"
+    if (data.name in FACES) != (config.task.name == "identification") and config.task.name in TASKS:
+        yield f"data={data.name} does not fit task.name={config.task.name}; faces are {', '.join(FACES)}"
+    if data.name not in FACES and data.faces != FacesConfig():
+        yield f"data.faces has no effect under data.name={data.name}"
+    if data.faces.window is not None and (len(data.faces.window) != 2 or min(data.faces.window) < 1):
+        yield f"data.faces.window={data.faces.window} must be two numbers of pixels, rows and columns"
+    if data.faces.probes is not None and data.faces.held_out:
+        yield "give either data.faces.probes (a folder) or data.faces.held_out (a share of the training identities)"
 
 
 def _device(config: Config) -> Iterator[str]:
@@ -250,6 +244,8 @@ def _without_effect(config: Config) -> Iterator[str]:
         *(("model", section, config.model.conv, "model.conv") for section in ("drconv", "condconv")),
         *(("task", section, config.task.name, "task.name") for section in TASKS if hasattr(config.task, section)),
     ]
+    if config.task.name != "detection":
+        sections += [(owner, section, config.task.name, "task.name") for owner, section in SECTIONS]
     for owner, section, used, key in sections:
         if section == used:
             continue

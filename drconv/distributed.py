@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from drconv.world import STORE
+
 Result = TypeVar("Result")
 
 
@@ -25,11 +27,19 @@ def is_main() -> bool:
 
 
 def init_process_group(device: torch.device, timeout_s: int) -> None:
-    """Joins the ranks named by the environment (RANK, WORLD_SIZE, MASTER_ADDR); nothing to do for one rank."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    """Joins the ranks named by the environment (RANK, WORLD_SIZE); nothing to do for one rank.
+
+    Ranks that ``launch`` started meet through a private file, those of torchrun through MASTER_ADDR.
+    """
+    ranks = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    if ranks == 1:
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    path = os.environ.get(STORE)
+    meeting: dict[str, Any] = {}
+    if path is not None:
+        meeting = {"store": dist.FileStore(path, ranks), "rank": int(os.environ["RANK"]), "world_size": ranks}
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), **meeting)
 
 
 def destroy_process_group() -> None:

@@ -1,5 +1,16 @@
 """Errors a user can mend: shown as one line, without a trace, with exit code 1."""
 
+import re
+
+# Characters that would reach a terminal as commands or turn the order of its text around, and halves of characters,
+# which stand for bytes of file names and cannot be written. A list of problems keeps its lines.
+_UNPRINTABLE = re.compile(r"(?!\n  - )[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Foreign text (names of files and classes, contents of files) with its control characters escaped."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
 
 class UserError(Exception):
     """Something in the command, the data or the run folder; the message names the key to change."""
@@ -23,6 +34,14 @@ class WeightsError(UserError):
 
 class ExportError(UserError):
     """What was exported computes something else than the network, or cannot be built."""
+
+
+def of_lost_loader(error: BaseException) -> DataError | None:
+    """The error of a user for a loader process that was killed: torch raises its own wherever the run happens to be."""
+    if not isinstance(error, RuntimeError) or "DataLoader worker" not in str(error):
+        return None
+    reason = " ".join(str(error).splitlines()[0].split())
+    return DataError(f"{reason} Was memory short? Lower runtime.workers; the same command continues")
 
 
 class NonFiniteLossError(UserError):

@@ -1,18 +1,29 @@
-"""Files that are either whole or untouched."""
+"""Files that are either whole or untouched, and reading of files that somebody else may have put there."""
 
+import contextlib
 import hashlib
+import json
 import math
 import os
+import secrets
+import stat
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+TEMPORARY = ".{name}.{number}.tmp"
+MAX_JSON = 2**28  # bytes; the largest record so far has 60 kB
 
-def replace_file(path: Path, content: bytes | str) -> None:
-    """Writes under a temporary name, then renames: a crash or a full disk leaves the former file as it was."""
+
+def replace_file(path: Path, content: bytes | memoryview | str) -> None:
+    """Writes under a temporary name, then renames: a crash or a full disk leaves the former file as it was.
+
+    The temporary file is a new one with a drawn name: a link that somebody put in its place is not followed.
+    """
     data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(TEMPORARY.format(name=path.name, number=secrets.token_hex(4)))
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb", opener=_open_without_links) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -20,11 +31,81 @@ def replace_file(path: Path, content: bytes | str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    sync_folder(path.parent)
+
+
+def keep_copy(path: Path, copy: Path) -> None:
+    """Gives a file a second name, under which it stays when it is replaced; ``path`` exists at every moment."""
+    if not path.exists():
+        return
+    temporary = copy.with_name(TEMPORARY.format(name=copy.name, number=secrets.token_hex(4)))
+    try:
+        os.link(path, temporary, follow_symlinks=False)
+    except OSError:  # file systems without hard links
+        os.replace(path, copy)
+        return
+    try:
+        os.replace(temporary, copy)
+    finally:
+        temporary.unlink(missing_ok=True)  # of two names of one file a rename leaves both
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes the temporary files of processes that were killed; for the owner of a folder alone."""
+    for path in folder.glob(TEMPORARY.format(name="*", number="*")):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def sync_folder(folder: Path) -> None:
+    """A rename outlives a power failure once its folder has been written."""
+    with contextlib.suppress(OSError):  # file systems that cannot
+        number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
+    """Opens a regular file for reading.
+
+    Raises:
+        OSError: there is none, or it is a pipe, socket or device, which could make a reader wait for ever.
+    """
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise OSError("not a regular file")
+    return open(number, "rb")
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Appends to a regular file, which is made where there is none; links are not followed."""
+    with open(path, "ab", opener=_open_without_links) as file:
+        file.write(line + b"\n")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        ValueError: it is no JSON, nested too deeply or implausibly large.
+        OSError: it cannot be read.
+    """
+    with open_regular(path) as file:
+        content = file.read(MAX_JSON + 1)
+    if len(content) > MAX_JSON:
+        raise ValueError(f"more than {MAX_JSON} bytes")
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def file_hash(path: Path) -> str:
     """sha256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -38,3 +119,7 @@ def without_infinities(content: Any) -> Any:
     if isinstance(content, float) and not math.isfinite(content):
         return None
     return content
+
+
+def _open_without_links(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)

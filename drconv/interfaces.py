@@ -44,7 +44,8 @@ class Dataset(Protocol):
     """Samples by index and seed: the same key gives the same bits in every process.
 
     One whose pictures should share a micro-batch with their like has two more members: ``groups``, the group of every
-    sample as a NumPy array, and ``group_size``, how many of a group stand together.
+    sample as a NumPy array, and ``group_size``, how many of a group stand together. One that can be evaluated with a
+    network of more outputs has ``relabel(names)``: labels become positions in a longer list of names.
     """
 
     @property

@@ -12,12 +12,12 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf.errors import OmegaConfBaseException
 
 from drconv.config import Config
-from drconv.errors import StoppedError, UserError
+from drconv.errors import StoppedError, UserError, of_lost_loader, printable
 from drconv.paths import CONFIGS
 
 DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM),
-    *(errno.EROFS, errno.ENOENT, errno.ENAMETOOLONG, errno.ENOTDIR),
+    *(errno.EROFS, errno.ENOENT, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO),
 )
 
 
@@ -33,6 +33,12 @@ def exit_with(error: Exception) -> NoReturn:
 
 def one_line(error: BaseException) -> str | None:
     """The message for an error that a user can mend, or None for a defect of the program."""
+    line = _worded(error)
+    return None if line is None else printable(line)
+
+
+def _worded(error: BaseException) -> str | None:
+    error = of_lost_loader(error) or error
     if isinstance(error, UserError) or (isinstance(error, FileNotFoundError) and error.errno is None):
         return str(error)  # a FileNotFoundError without a number is one of ours, with the expected tree
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:

@@ -56,6 +56,8 @@ def migrate_resume(saved: dict[str, Any]) -> dict[str, Any]:
         interval = {name: value for name, value in saved["interval"].items() if name != "skipped"}
         log = {"sums": interval, "steps": saved["interval_steps"], "counts": {}, "totals": counts}
         saved = {**saved, "log": {**log, "last_entry": saved["last_entry"]}}
+    if "config" in saved:
+        saved = {**saved, "config": migrate_config(saved["config"], saved.get("schema", 1))}
     return {**saved, "schema": SCHEMA}
 
 

@@ -1,15 +1,22 @@
 """Weights files: safetensors, replaced atomically, loaded whole or into a part of a larger network."""
 
 import difflib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from drconv.errors import WeightsError
-from drconv.files import replace_file
+from drconv.files import open_regular, replace_file
+
+ABOUT = "drconv"  # the key of a weights file's metadata; one alone, since safetensors orders several as it likes
+OUTPUT_NAMES = "output_names"  # in the JSON under that key
 
 
 @dataclass(frozen=True)
@@ -37,10 +44,10 @@ class LoadReport:
         return "; ".join(parts)
 
 
-def save_weights(path: Path, network: nn.Module, metadata: dict[str, str]) -> None:
-    """Saves all parameters and buffers."""
+def save_weights(path: Path, network: nn.Module, about: dict[str, Any]) -> None:
+    """Saves all parameters and buffers, and what is to be known about them; the same input gives the same bytes."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    replace_file(path, save(tensors, metadata=metadata))
+    replace_file(path, save(tensors, metadata={ABOUT: json.dumps(about, sort_keys=True)}))
 
 
 def load_weights(path: Path, network: nn.Module) -> None:
@@ -65,13 +72,37 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: missing or damaged file.
     """
+    with _open(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
     if not path.exists():
         raise WeightsError(f"weights={path} is missing; give an existing file, or train with overwrite=true")
     try:
+        open_regular(path).close()
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+            yield file
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"weights={path} cannot be read ({error}); is it a complete safetensors file?") from None
+
+
+def output_names(path: Path) -> list[str]:
+    """Names of the outputs (classes) of the network that was saved; none where the file does not say.
+
+    Raises:
+        WeightsError: missing or damaged file.
+    """
+    with _open(path) as file:
+        stored = (file.metadata() or {}).get(ABOUT, "{}")
+    try:
+        names = json.loads(stored).get(OUTPUT_NAMES, [])
+    except (ValueError, RecursionError, AttributeError):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise WeightsError(f"weights={path} has {OUTPUT_NAMES} that are no list of names; is it one of this program's?")
+    return names
 
 
 def load_backbone(path: Path, network: nn.Module, prefix: str | None = None) -> LoadReport:

@@ -14,15 +14,22 @@ from drconv.nn import substitute
 
 LOSS_OPTIONS = ("balance_loss", "z_loss")  # options of model.drconv that the task reads, not the layer
 InputSize = int | tuple[int, int] | None
-TABLE_SIZE = 224  # pixels, for counting the replaced layers of networks whose pictures differ in size
+TABLE_SIZE = 64  # pixels, for counting the replaced layers of networks whose pictures differ in size
 SMALL_IMAGE = 64  # pixels; stem=auto keeps the resolution up to this size
 
 # Module and function that build each network; imported on use, because torchvision and timm take seconds.
 BUILDERS: dict[str, tuple[str, str]] = {
     "shufflenetv2": (".shufflenetv2", "ShuffleNetV2"),
     "mobilenetv1": (".mobilenetv1", "build_mobilenetv1"),
+    "mobilenetv1_short": (".mobilenetv1_short", "ShortMobileNetV1"),
     "mobilenetv2": (".mobilenetv2", "build_mobilenetv2"),
     "mobilefacenet": (".mobilefacenet", "build_mobilefacenet"),
+    "detnas_300m": (".detnas", "build_detnas"),
+}
+# The detectors, built from a width, a number of classes and the options of model.detector.
+DETECTORS: dict[str, tuple[str, str]] = {
+    "mask_rcnn_r50": (".mask_rcnn", "build_mask_rcnn"),
+    "detnas_300m_fpn": (".mask_rcnn", "build_detnas_fpn"),
 }
 
 # The classifiers that CondConv's authors replaced too, without which the printed 600M and 329M are not reached.
@@ -31,13 +38,14 @@ CONDCONV_CLASSIFIERS = {"mobilenetv1": "classifier", "mobilenetv2": "classifier.
 
 def available() -> list[str]:
     """The names of the plain networks, choices of ``model.name``."""
-    return sorted(BUILDERS)
+    return sorted(BUILDERS | DETECTORS)
 
 
 def create_model(config: ModelConfig, num_classes: int | None, input_size: InputSize) -> nn.Module:
     """Builds a network for pictures (B, 3, H, W), giving logits (B, num_classes).
 
     MobileFaceNet takes faces (B, 3, 112, 96) and gives embeddings (B, 128); both numbers below mean nothing to it.
+    Detectors give losses or detections, see ``models.detector``.
 
     Args:
         config: network, width, stem, and the convolution that replaces those of ``replaceable_layers`` (D3).
@@ -50,7 +58,10 @@ def create_model(config: ModelConfig, num_classes: int | None, input_size: Input
     rows = input_size if isinstance(input_size, int) or input_size is None else input_size[0]
     small_stem = config.stem == "small" or (config.stem == "auto" and rows is not None and rows <= SMALL_IMAGE)
     try:
-        network = _builder(config.name)(config.width, num_classes, small_stem, config.dropout)
+        if config.name in DETECTORS:
+            network = _builder(config.name)(config.width, num_classes, config.detector)
+        else:
+            network = _builder(config.name)(config.width, num_classes, small_stem, config.dropout)
         _replace(network, config, input_size)
     except ValueError as error:
         raise ConfigError(f"model={config.name} cannot be built: {error}") from error
@@ -58,10 +69,11 @@ def create_model(config: ModelConfig, num_classes: int | None, input_size: Input
 
 
 def _builder(name: str) -> Callable[..., nn.Module]:
-    if name not in BUILDERS:
-        near = difflib.get_close_matches(name, BUILDERS, n=2) or available()
+    builders = BUILDERS | DETECTORS
+    if name not in builders:
+        near = difflib.get_close_matches(name, builders, n=2) or available()
         raise ConfigError(f"model.name={name} is not known; did you mean {' or '.join(near)}?")
-    module, function = BUILDERS[name]
+    module, function = builders[name]
     return getattr(importlib.import_module(module, __package__), function)
 
 

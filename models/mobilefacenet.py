@@ -52,6 +52,7 @@ class MobileFaceNet(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Sequential(*_conv(channels, 512, 1), nn.PReLU(512))
         pool = nn.Conv2d(512, 512, (7, 6), groups=512, bias=False)
+        self.embedding_size = embedding
         self.embedding = nn.Sequential(pool, nn.BatchNorm2d(512), *_conv(512, embedding, 1))
         self.replaceable_layers = [f"blocks.{i}.main.{j}" for i in range(len(blocks)) for j in (0, 6)]
         for module in self.modules():
@@ -64,7 +65,7 @@ class MobileFaceNet(nn.Module):
 
 
 def build_mobilefacenet(
-    width: float = 1.0, num_classes: int = 1000, small_stem: bool = False, dropout: float | None = None
+    width: float = 1.0, num_classes: int | None = None, small_stem: bool = False, dropout: float | None = None
 ) -> MobileFaceNet:
     """Builds MobileFaceNet, which has one size: the number of classes belongs to the margin head, not to it.
 

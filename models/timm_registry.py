@@ -24,6 +24,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "": ("standard", {}),
     "drconv_": ("drconv", {}),
     "drconv_lite_": ("drconv", {"groups": 2}),
+    "drconv_released_": ("drconv", {"generator": "experts", "filter_sharing": 0.0, "generator_gradient": 1.0}),
     "condconv_": ("condconv", {}),
 }
 # What timm hands to every network for its own downloads.
@@ -61,5 +62,8 @@ for _network, _widths in WIDTHS.items():
             _name = f"{_prefix}{_network}_x{_width}".replace(".", "_")
             _register(_name, _network, _width, _conv, _preset)
 
+# DetNAS-300M has one size.
+_register("detnas_300m", "detnas_300m", 1.0, "standard", {})
+_register("drconv_detnas_300m", "detnas_300m", 1.0, "drconv", {})
 # Deformable kernels stand in one row of Table 1.
 _register("dk_mobilenetv2_x1_0", "mobilenetv2", 1.0, "deformable", {})

@@ -1,5 +1,6 @@
 """Composition, rules and one-line errors."""
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from drconv.cli import expand_glob
 from drconv.compose import as_yaml
 from drconv.config import Config
 from drconv.config_check import CHOICES, WIDTHS, model_names, steps_of_run, validate, value_of
+from drconv.config_ranges import RANGES, numeric_keys, range_problems
 from drconv.errors import ConfigError
 from drconv.messages import CONFIGS, schema_keys
 
@@ -79,9 +81,9 @@ def test_every_choice_is_checked(make_config: Callable[..., Config], key: str) -
         ("runtime.precision=fp16", "needs runtime.device=cuda"),
         ("data=imagefolder", "needs data.root"),
         ("data.root=/nowhere/at/all", "is not a folder; expected /nowhere/at/all/train/<class>/<picture>"),
-        ("recipe.batch_size=0", "recipe.batch_size=0 must be at least 1"),
+        ("recipe.batch_size=0", "recipe.batch_size=0 must be at least 1 and at most"),
         ("recipe.optimizer.lr=-1", "recipe.optimizer.lr=-1.0 must be at least 0"),
-        ("recipe.ema_decay=1.5", "must lie between 0 and 1"),
+        ("recipe.ema_decay=1.5", "must be above 0 and below 1"),
         ("weights=/nowhere.safetensors", "is not a file"),
         ("model.name=shufflenet", "model.name=shufflenet is not known; did you mean shufflenetv2"),
         ("model.width=2.5", "shufflenetv2 takes 0.25 to 2.0"),
@@ -93,9 +95,54 @@ def test_rules(make_config: Callable[..., Config], override: str, message: str) 
         make_config(override)
 
 
+def test_every_number_has_a_range() -> None:
+    assert set(numeric_keys()) <= RANGES.keys()
+
+
+def set_value(config: Config, key: str, value: object) -> None:
+    setattr(value_of(config, key.rpartition(".")[0]) if "." in key else config, key.rpartition(".")[2], value)
+
+
+@pytest.mark.parametrize("key", [key for key in numeric_keys() if ".groups." not in key])
+def test_both_ends_of_every_number(make_config: Callable[..., Config], key: str) -> None:
+    """Infinity, NaN, what lies beyond an end, and a flag in place of a number."""
+    low, high = (float(end) for end in RANGES[key][1:-1].split(", "))
+    config = make_config()
+    default = value_of(config, key)
+    assert not list(range_problems(config))
+    beyond = [math.nan, math.inf, -math.inf, low - 1, high * 2, 10**400, True]
+    beyond += [low] * (RANGES[key][0] == "(") + [high] * (RANGES[key][-1] == ")")
+    for value in beyond:
+        set_value(config, key, [value, *default[1:]] if isinstance(default, list) and default else value)
+        problems = list(range_problems(config))
+        assert len(problems) == 1, value
+        assert problems[0].startswith(f"{key}=")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("recipe.optimizer.momentum=5", "recipe.optimizer.guide_lr=-3", "data.augment.rotate=nan"),
+        *("data.augment.jitter=[nan,-1,1e9]", "data.augment.crop_scale=[1,0.5]", "data.augment.crop_ratio=[0,0]"),
+        *("recipe.optimizer.lr=1e39", "model.dropout=nan", "data.num_classes=0", "data.augment.crop_padding=1000000"),
+        *("runtime.threads=1000000", "recipe.batch_size=1000000000000", "runtime.workers=2000"),
+        *("model.drconv.regions=100000", "seed=100000000000000000000000", "data.std=[0,1,1]", "data.mean=[.inf,0,0]"),
+    ],
+)
+def test_found_numbers_are_refused(make_config: Callable[..., Config], override: str) -> None:
+    with pytest.raises(ConfigError, match=override.partition("=")[0]) as caught:
+        make_config(override)
+    assert "must" in str(caught.value)
+
+
+def test_epochs_that_do_not_end_are_refused(make_config: Callable[..., Config]) -> None:
+    with pytest.raises(ConfigError, match=r"recipe\.epochs=inf must be above 0 and at most"):
+        make_config("recipe.steps=null", "recipe.epochs=inf")
+
+
 def test_glob_lists_a_whole_table() -> None:
     table = expand_glob("experiment=glob(table1/*)", CONFIGS)
-    assert table.count(",") + 1 == len(list((CONFIGS / "experiment" / "table1").glob("*.yaml"))) == 17
+    assert table.count(",") + 1 == len(list((CONFIGS / "experiment" / "table1").glob("*.yaml"))) == 21
     assert "table1/drconv_shufflenetv2_0.5x" in table
     assert expand_glob("seed=0,1", CONFIGS) == "seed=0,1"
 

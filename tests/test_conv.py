@@ -2,13 +2,24 @@
 
 import copy
 import io
+import math
 import pickle
 
 import pytest
 import torch
 from torch import nn
 
-from drconv.nn import DRConv2d, Guide, GuidedSequential
+from drconv.nn import (
+    PRINTED_FORM,
+    CondConv2d,
+    DeformableKernelConv2d,
+    DRConv2d,
+    Guide,
+    GuidedSequential,
+    LocalConv2d,
+    fuse_for_inference,
+)
+from drconv.nn.diagnostics import set_progress
 
 FORMS = {
     "grouped": {},
@@ -150,6 +161,20 @@ def test_autocast_keeps_the_memory_format(form: str) -> None:
     assert conv.weight.grad.dtype == torch.float32
 
 
+def test_filter_sharing_follows_the_progress() -> None:
+    """A quarter on the way from 0.9 to 0.1 the share is 0.7."""
+    falling, constant = (
+        DRConv2d(4, 6, 1, **options)
+        for options in ({"filter_sharing": 0.9, "filter_sharing_end": 0.1}, {"filter_sharing": 0.7})
+    )
+    constant.load_state_dict(falling.state_dict())
+    set_progress(torch.nn.Sequential(falling), 0.25)
+    x = torch.randn(2, 4, 5, 5)
+    for conv in (falling, constant):
+        conv(x).square().sum().backward()
+    torch.testing.assert_close(falling.weight.grad, constant.weight.grad)
+
+
 @pytest.mark.parametrize("form", ["grouped", "experts"])
 @pytest.mark.parametrize("training", [True, False])
 def test_compiles_without_graph_break(form: str, training: bool) -> None:
@@ -170,7 +195,7 @@ def test_compiles_without_graph_break(form: str, training: bool) -> None:
     [
         ({"generator": "mixed"}, "grouped, experts"),
         ({"guide": "block"}, '"own" or "shared"'),
-        ({"guide_norm": "layer"}, "none, batch"),
+        ({"guide_norm": "layer"}, "none, scale, batch"),
         ({"hidden": 12}, "multiple of regions=8"),
         ({"groups": 3}, "groups=3"),
         ({"generator": "experts", "generator_bias": True}, "generator_bias"),
@@ -180,3 +205,57 @@ def test_compiles_without_graph_break(form: str, training: bool) -> None:
 def test_options_that_contradict(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DRConv2d(4, 6, 1, **options)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *((name, value) for name in ("in_channels", "out_channels", "kernel_size") for value in (0, -1, 2.5, "4")),
+        *((name, value) for name in ("regions", "experts", "guide_stride", "stride", "dilation") for value in (0, 2.5)),
+        ("regions", True),
+        ("hidden", 0),
+        ("groups", 0),
+        ("padding", -1),
+        ("padding", "same"),
+        ("filter_sharing", 2),
+        ("filter_sharing", -0.1),
+        *((name, value) for name in ("generator_gradient", "guide_gradient") for value in (-1.0, math.nan, "1")),
+        *((name, value) for name in ("feature_gradient", "init_noise") for value in (-1.0, math.inf)),
+        ("init_gain", -1.0),
+    ],
+)
+def test_options_out_of_range_are_named(option: str, value: object) -> None:
+    options = {"in_channels": 4, "out_channels": 6, "kernel_size": 1, option: value}
+    with pytest.raises(ValueError, match=f"^{option}="):
+        DRConv2d(**options)
+
+
+def test_options_of_the_rivals_are_named_too() -> None:
+    rivals = [(CondConv2d, {}), (LocalConv2d, {"input_size": 8}), (DeformableKernelConv2d, {}), (Guide, {})]
+    for kind, given in rivals:
+        second = {"regions": 4} if kind is Guide else {"out_channels": 4}
+        for option, value in (("kernel_size", 0), ("in_channels", 0), ("stride", 0), ("dilation", 1.5)):
+            with pytest.raises(ValueError, match=f"^{option}="):
+                kind(**({"in_channels": 4, "kernel_size": 1} | second | given | {option: value}))
+
+
+def test_numbers_of_other_libraries_are_numbers() -> None:
+    numpy = pytest.importorskip("numpy")
+    conv = DRConv2d(numpy.int64(4), numpy.int32(6), 1, regions=numpy.int64(3))
+    assert conv(torch.randn(1, 4, 3, 3)).shape == (1, 6, 3, 3)
+
+
+def test_repr_shows_the_form_and_what_fusion_did() -> None:
+    text = repr(DRConv2d(4, 6, 1))
+    assert "filter_sharing=0.9" in text
+    assert "generator_gradient=0.1" in text
+    text = repr(DRConv2d(4, 6, 1, **PRINTED_FORM))
+    assert "filter_sharing=0.0" in text
+    assert "generator_gradient=1.0" in text
+    text = repr(DRConv2d(4, 6, 1, generator="experts", bias=False))
+    assert "experts=8" in text
+    assert "bias=False" in text
+    assert "hidden=16, generator_bias=True" in repr(DRConv2d(4, 6, 1, hidden=16, generator_bias=True))
+    assert "scale=False" in repr(DRConv2d(4, 6, 1, scale=False))
+    network = nn.Sequential(DRConv2d(4, 6, 1), nn.BatchNorm2d(6), nn.ReLU6()).eval()
+    assert "fused=ReLU6, packed=True" in repr(fuse_for_inference(network))

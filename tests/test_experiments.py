@@ -17,7 +17,7 @@ import train
 from drconv import count_cost
 from drconv.commands.cost import load_model_config
 from drconv.compose import name_experiment, typed
-from drconv.config import Config, DRConvConfig, ModelConfig
+from drconv.config import Config, DRConvConfig, FacesConfig, ModelConfig
 from drconv.config_check import validate
 from drconv.nn import PRINTED_FORM, DRConv2d, Guide
 from drconv.results.decisions import find_decisions
@@ -58,7 +58,8 @@ def test_files_hold_choices_decisions_and_one_line_of_note() -> None:
         assert set(claim) in ({"same_as"}, {"decisions"} | (set(claim) & {"tolerance", "note"}))
         assert len(claim.get("note", "").splitlines()) <= 1
     for name in MODELS:
-        first = (ROOT / f"configs/model/{name}.yaml").read_text().splitlines()[0]
+        lines = (ROOT / f"configs/model/{name}.yaml").read_text().splitlines()
+        first = lines[1] if lines[0] == "# @package _global_" else lines[0]
         assert first in (f"# python train.py model={name}", f"# python scripts/cost.py {name}")
 
 
@@ -70,7 +71,7 @@ def test_experiments_claim_what_the_paper_prints(configs: dict[str, Config]) -> 
         assert set(claim.decisions) <= DECISIONS
         assert "D10" in claim.decisions
         table, _, row = claim.id.partition("/")
-        printed = PAPER["table1"][row] if table == "table1" else {}
+        printed = PAPER[table][row] if table in PAPER else {}
         assert claim.tolerance == ((1.0 if printed.get("quoted") else 0.5) if printed else None)
         assert ("not controlled" in (claim.note or "")) == printed.get("quoted", False)
         assert ("hypothesis" in (claim.note or "")) == printed.get("starred", False)
@@ -149,6 +150,7 @@ def test_overrides_change_the_decisions(configs: dict[str, Config], overrides: d
 
 def test_every_row_of_the_paper_has_its_experiment() -> None:
     assert {name.removeprefix("table1/") for name in EXPERIMENTS if name.startswith("table1/")} == set(PAPER["table1"])
+    assert {name.removeprefix("table2/") for name in EXPERIMENTS if name.startswith("table2/")} == set(PAPER["table2"])
     assert sum(name.startswith("fig4/") for name in EXPERIMENTS) == 16
     assert set(PAPER["table1"]) | set(PAPER["table2"]) <= set(MODELS)
 
@@ -157,17 +159,19 @@ def test_every_experiment_is_in_a_table() -> None:
     sources = load_sources(ROOT)
     tables = make_tables(sources)
     shown = {str(row[0]).split("`")[1] for name in sources.comparisons for row in tables[name].rows}
-    shown |= {f"table1/{str(row[0]).split('`')[1]}" for row in tables["table1"].rows}
+    shown |= {f"{name}/{str(row[0]).split('`')[1]}" for name in ("table1", "table2") for row in tables[name].rows}
     assert set(sources.experiments.ids) == shown
 
 
 def test_imagenet_rows_share_one_recipe(configs: dict[str, Config]) -> None:
-    rows = [config for name, config in configs.items() if not name.startswith("small/")]
-    assert all(config.recipe == rows[0].recipe and config.data == rows[0].data for config in rows)
+    faces = [config for name, config in configs.items() if name.startswith("table2/")]
+    rows = [config for name, config in configs.items() if not name.startswith(("small/", "table2/", "testbed/"))]
+    for group in (rows, faces):
+        assert all(config.recipe == group[0].recipe and config.data == group[0].data for config in group)
 
 
 def test_small_experiments_differ_in_the_model_alone(configs: dict[str, Config]) -> None:
-    for folder in ("small/imagenette", "small/cifar10", "small/inside"):
+    for folder in ("small/imagenette", "small/cifar10", "small/inside", "small/faces", "testbed"):
         rows = [config for name, config in configs.items() if name.startswith(folder)]
         assert all(config.recipe == rows[0].recipe and config.data == rows[0].data for config in rows)
         networks = [str(config.model) for config in rows]
@@ -219,15 +223,19 @@ def reduce(config: Config, run: Path) -> Config:
     """
     size = 64
     recipe, data = config.recipe, config.data
+    is_faces = config.task.name == "identification"
     optimizer = replace(recipe.optimizer, lr=recipe.optimizer.lr * 4 / recipe.batch_size)
     schedule = replace(recipe.schedule, warmup_steps=min(1, recipe.schedule.warmup_steps))
     resize = round(size * data.eval_resize / data.image_size)
     small_data = replace(data, name="generated", num_generated=4, num_classes=10, holdout=0.0)
+    small_data = replace(small_data, image_size=size, eval_resize=resize)
+    if is_faces:
+        small_data = replace(data, name="generated_faces", faces=FacesConfig(identities=8, each=2))
     small = replace(
         config,
         model=replace(config.model, stem="imagenet"),
         recipe=replace(recipe, steps=2, epochs=None, batch_size=4, optimizer=optimizer, schedule=schedule),
-        data=replace(small_data, image_size=size, eval_resize=resize),
+        data=small_data,
         runtime=replace(config.runtime, workers=0, device="cpu", kernel="torch", threads=1),
         logging=replace(config.logging, wandb="disabled"),
         run=str(run),

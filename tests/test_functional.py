@@ -58,7 +58,7 @@ def test_autocast_leaves_float64_alone() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x": torch.zeros(4, 5, 4)}, "3, 6 and 4 dimensions"),
+        ({"x": torch.zeros(5, 4)}, "2, 6 and 4 dimensions"),
         ({"x": torch.zeros(2, 5, 5, 4)}, "5 channels"),
         ({"weight": torch.zeros(3, 3, 6, 4, 1, 1)}, "filters for 3 images"),
         ({"guide": torch.zeros(2, 4, 5, 4)}, r"\(2, 3, H', W'\)"),
@@ -123,3 +123,40 @@ def test_windows_are_numbers_or_pairs() -> None:
         region_conv2d(x, weight, guide, padding="same")
     with pytest.raises(ValueError, match="must be a number or a pair"):
         region_conv2d(x, weight, guide, stride=(1, 1, 1))
+
+
+@pytest.mark.parametrize("scale", ["none", "region", "tap"])
+@pytest.mark.parametrize("kernel", ["reference", "torch", None])
+def test_one_image_without_a_batch(kernel: str | None, scale: str) -> None:
+    p = random_problem(batch=1, scale=scale)
+    expected = _call(p.x, p.weight, p.logits, scale=p.scale, kernel=kernel)
+    factors = None if p.scale is None else p.scale[0]
+    torch.testing.assert_close(_call(p.x[0], p.weight, p.logits[0], scale=factors, kernel=kernel), expected[0])
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("stride", 0), ("padding", -1), ("dilation", 0), ("groups", 0), ("stride", 1.5)]
+)
+def test_options_out_of_range(option: str, value: float) -> None:
+    p = random_problem(dtype=torch.float32)
+    with pytest.raises(ValueError, match=f"{option}={value} must be a whole number"):
+        region_conv2d(p.x, p.weight, p.logits, **{option: value})
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("kernel", ["reference", "torch", None])
+def test_logits_that_are_no_numbers_choose_as_argmax_does(kernel: str | None, value: float) -> None:
+    """The first NaN wins, as torch.argmax has it; with gradients and without, and without a trace of it elsewhere."""
+    torch.manual_seed(0)
+    logits = torch.randn(2, 5, 9, 7)
+    logits[torch.rand(logits.shape) < 0.3] = value
+    weight = torch.arange(1.0, 6.0).view(1, 5, 1, 1, 1, 1)
+    x = torch.ones(2, 1, 9, 7)
+    expected = logits.argmax(1, keepdim=True) + 1.0
+    assert torch.equal(_call(x, weight, logits, kernel=kernel), expected)
+    leaf = logits.requires_grad_()
+    y = _call(x, weight, leaf, kernel=kernel)
+    assert torch.equal(y.detach(), expected)
+    y.sum().backward()
+    is_finite = torch.isfinite(logits.detach().softmax(1)).all(1)
+    assert torch.isfinite(leaf.grad.movedim(1, -1)[is_finite]).all()

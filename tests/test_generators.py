@@ -121,9 +121,27 @@ def test_remake_calls_make_once_per_use() -> None:
         return bank * 2
 
     filters = make()
-    with remake_in_backward(filters, make):
+    with remake_in_backward(filters, make, (bank,)):
         y = (filters * torch.ones(3, requires_grad=True)).sum()
     assert len(calls) == 1
     y.backward()
     assert len(calls) == 2
     assert torch.equal(bank.grad, torch.full((3,), 2.0))
+
+
+@pytest.mark.parametrize("options", [{"generator": "experts"}, {"generator_bias": True}, {}])
+@pytest.mark.parametrize("is_plain", [False, True])
+def test_filters_changed_before_backward_are_noticed(options: dict, is_plain: bool) -> None:
+    """As nn.Conv2d does; a new parameter in their place is none of backward's business."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(3, 4, 1) if is_plain else DRConv2d(3, 4, 1, **options)
+    x = torch.randn(2, 3, 5, 5, requires_grad=True)
+    y = layer(x)
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    with pytest.raises(RuntimeError, match=r"modified (by an )?inplace"):
+        y.sum().backward()
+    y, kept = layer(x), layer.weight
+    layer.weight = nn.Parameter(torch.zeros_like(kept))
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert gradient.any()

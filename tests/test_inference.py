@@ -126,3 +126,94 @@ def test_other_generators_and_norms_are_called(case: str) -> None:
         nn.init.normal_(conv.guide.norm.weight)
         nn.init.normal_(conv.guide.norm.bias)
     assert_alike(conv, torch.randn(2, 4, 5, 5))
+
+
+class _Remade(DRConv2d):
+    """Another way to make filters, under the forward pass of its base."""
+
+    def make_filters(self, gate: Tensor) -> Tensor:
+        return super().make_filters(gate).tanh()
+
+    def _mix(self, gate: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._mix(gate, weight, bias).tanh()
+
+
+def test_subclasses_that_change_a_part() -> None:
+    conv = _Remade(4, 6, 1, generator="experts").double()
+    nn.init.normal_(conv.generator.weight)
+    assert_alike(conv, torch.randn(2, 4, 5, 5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", ["forward", "pre"])
+def test_hooks_on_all_modules_of_the_process(kind: str) -> None:
+    block = GuidedSequential(
+        nn.Sequential(DRConv2d(5, 6, 1, guide="shared"), nn.BatchNorm2d(6), nn.ReLU()), Guide(5, 8)
+    )
+    block = block.double().eval()
+    seen: list[type] = []
+    register = getattr(nn.modules.module, f"register_module_forward_{'pre_' if kind == 'pre' else ''}hook")
+    handle = register(lambda module, *_: seen.append(type(module)))
+    try:
+        with torch.no_grad():
+            block(torch.randn(2, 5, 4, 4, dtype=torch.float64))
+    finally:
+        handle.remove()
+    assert {DRConv2d, Guide, PooledGate, nn.BatchNorm2d, nn.ReLU} <= set(seen)
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "generator.weight", "generator.bias", "guide.weight"])
+def test_parameters_that_became_tensors(name: str) -> None:
+    """As data-parallel replicas and some libraries have them: attributes, not registered parameters."""
+    conv = DRConv2d(5, 6, 1).double()
+    nn.init.normal_(conv.generator.weight)
+    owner, _, attribute = name.rpartition(".")
+    module = conv.get_submodule(owner)
+    value = torch.randn_like(getattr(module, attribute))
+    delattr(module, attribute)
+    setattr(module, attribute, value)
+    assert_alike(conv, torch.randn(3, 5, 4, 4, dtype=torch.float64))
+
+
+def test_a_replica_as_data_parallel_makes_it() -> None:
+    conv = DRConv2d(5, 6, 1).double()
+    replica = conv._replicate_for_data_parallel()
+    for name, parameter in conv._parameters.items():
+        if parameter is None:
+            replica._parameters[name] = None
+        else:
+            setattr(replica, name, parameter * 2)
+    x = torch.randn(3, 5, 4, 4, dtype=torch.float64)
+    assert_alike(replica, x)
+    torch.testing.assert_close(replica(x), 2 * conv(x))
+
+
+def test_geometry_changed_afterwards() -> None:
+    conv = DRConv2d(5, 6, 1, guide="shared").double()
+    conv.stride = (2, 2)
+    logits = torch.randn(2, 8, 3, 3, dtype=torch.float64)
+    assert_alike(lambda x: conv(x, logits), torch.randn(2, 5, 6, 6, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 5), (2, 5, 5), (5, 5), (1, 2, 5, 4, 4)])
+def test_wrong_inputs_are_refused_in_one_way(shape: tuple[int, ...]) -> None:
+    for conv in (DRConv2d(5, 6, 1), DRConv2d(5, 6, 1, guide="shared")):
+        logits = () if conv.guide is not None else (torch.randn(2, 8, 5, 5),)
+        raised = []
+        for context in (torch.no_grad, torch.enable_grad):
+            with context(), pytest.raises((ValueError, RuntimeError)) as error:
+                conv(torch.randn(shape), *logits)
+            raised.append(str(error.value))
+        assert raised[0] == raised[1]
+
+
+@pytest.mark.parametrize("form", [{}, {"generator": "experts"}, {"kernel_size": 3}])
+def test_one_image_without_a_batch(form: dict) -> None:
+    torch.manual_seed(0)
+    conv = DRConv2d(5, 6, **{"kernel_size": 1, **form}).eval()
+    block = GuidedSequential(nn.Sequential(DRConv2d(5, 6, 1, guide="shared"), nn.ReLU()), Guide(5, 8)).eval()
+    x = torch.randn(5, 7, 6)
+    for module in (conv, block, conv.guide):
+        expected = module(x.unsqueeze(0))[0].detach()
+        for context in (torch.no_grad, torch.enable_grad):
+            with context():
+                torch.testing.assert_close(module(x).detach(), expected)

@@ -57,7 +57,9 @@ def test_it_trains_resumes_and_is_evaluated(
     assert train.train(parts) == error
     assert "continues at step 2 of 6" in capsys.readouterr().out
     assert file_hash(Path(whole.run, "model.safetensors")) == file_hash(Path(parts.run, "model.safetensors"))
-    again = config_of_run([f"run={whole.run}"])
+    with pytest.raises(ConfigError, match=r"a stored configuration starts no code: add task\.module=brightness"):
+        config_of_run([f"run={whole.run}"])
+    again = config_of_run([f"run={whole.run}", "task.module=brightness"])
     assert again is not None
     assert evaluation.evaluate(again) == error
     assert "val/error is equal to the training's record" in capsys.readouterr().out

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -77,6 +78,7 @@ def test_a_signal_to_the_group_of_two_ranks(tmp_path: Path) -> None:
     while not state.exists() and time.time() < deadline:
         time.sleep(0.05)
     assert state.exists()
+    assert listening(process.pid) == {"127.0.0.1"}  # and so nothing that others could write to
     sent = time.time()
     os.killpg(process.pid, signal.SIGTERM)
     message = process.communicate(timeout=60)[1]
@@ -84,6 +86,25 @@ def test_a_signal_to_the_group_of_two_ranks(tmp_path: Path) -> None:
     step = torch.load(state, weights_only=True)["state"]["step"]
     assert state.stat().st_mtime > sent, message
     assert re.search(rf"error: stopped by SIGTERM; the saved state is that after step {step}; the same", message)
+
+
+def listening(session: int) -> set[str]:
+    """Addresses at which the processes of a session accept connections (IPv6 ones in hexadecimal)."""
+    sockets = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if int((entry / "stat").read_text().rpartition(") ")[2].split()[3]) == session:
+                sockets |= {os.readlink(link) for link in (entry / "fd").iterdir()}
+        except OSError:
+            continue
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            _, address, _, state, *_, inode = line.split()[:10]
+            if state == "0A" and f"socket:[{inode}]" in sockets:
+                number = address.partition(":")[0]
+                found.add(socket.inet_ntoa(bytes.fromhex(number)[::-1]) if len(number) == 8 else number)
+    return found
 
 
 def test_two_ranks_word_an_error_of_the_data(command: Callable, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ process: without it the file runs itself, and what ``test_kernels.py`` asks of e
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -147,7 +148,9 @@ def test_frozen_guide_pays_no_products_for_the_logits(dtype: torch.dtype, monkey
 
 @interpreted
 def test_layers_that_share_logits_share_a_sort(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only where somebody vouches for them, and never after a change that PyTorch counts."""
     from drconv.nn.kernels import triton as kernel
+    from drconv.nn.kernels.sharing import shared
 
     calls = []
     sort = kernel.triton_sort.sort_pixels
@@ -163,14 +166,75 @@ def test_layers_that_share_logits_share_a_sort(monkeypatch: pytest.MonkeyPatch) 
             torch.testing.assert_close(output.double(), expected, rtol=1e-5, atol=1e-5)
         assert len(calls) == expected_calls
 
-    check(1)
-    problem.logits.neg_()  # the same tensor with other values
-    check(1)
-    with torch.inference_mode():
-        check(2)
-    problem.logits = problem.logits.flip(1)  # its memory may be where the old one's was
-    assert kernel._last is None
-    check(1)
+    check(2)
+    with shared(problem.logits):
+        check(1)
+        problem.logits.neg_()  # the same tensor with other values
+        check(1)
+        with torch.inference_mode():
+            check(0)
+        with shared(torch.zeros(1)):
+            check(2)
+        check(0)
+    problem.logits.numpy()[:] *= -1  # nobody counts this
+    check(2)
+
+
+@interpreted
+def test_a_block_shares_a_sort(monkeypatch: pytest.MonkeyPatch) -> None:
+    from drconv.nn import DRConv2d, Guide, GuidedSequential
+    from drconv.nn.kernels import VARIABLE
+    from drconv.nn.kernels import triton as kernel
+
+    calls = []
+    sort = kernel.triton_sort.sort_pixels
+    layers = [DRConv2d(4, 4, 1, guide="shared", regions=3) for _ in range(2)]
+    block = GuidedSequential(torch.nn.Sequential(*layers), Guide(4, 3))
+    monkeypatch.setenv(VARIABLE, "triton")
+    x = torch.randn(2, 4, 5, 4)
+    block(x)  # tried out before its first use
+    monkeypatch.setattr(kernel.triton_sort, "sort_pixels", lambda *args: calls.append(1) or sort(*args))
+    actual = block(x)
+    assert len(calls) == 1
+    monkeypatch.setenv(VARIABLE, "reference")
+    torch.testing.assert_close(actual, block(x), rtol=1e-4, atol=1e-5)
+
+
+@interpreted
+def test_logits_that_are_no_numbers_choose_as_argmax_does() -> None:
+    """Output, and the gradient of the scale, which finds the region again."""
+    from drconv.nn.kernels import triton as kernel
+
+    torch.manual_seed(0)
+    problem = random_problem(regions=5, dtype=torch.float32)
+    problem.logits[torch.rand(problem.logits.shape) < 0.2] = torch.nan
+    scale = problem.scale.requires_grad_()
+    logits = problem.logits.clone().requires_grad_()
+    y = kernel.region_conv2d(problem.x, problem.weight, logits, scale, problem.geometry())
+    (of_scale,) = torch.autograd.grad(y.sum(), scale)
+    problem.logits = torch.nn.functional.one_hot(problem.logits.argmax(1), 5).movedim(3, 1).float()
+    expected = region_conv2d_loop(replace(problem, scale=scale.detach()), torch.ones_like(y))
+    torch.testing.assert_close(y.double(), expected.output, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(of_scale.double(), expected.scale, rtol=1e-4, atol=1e-4)
+
+
+@interpreted
+def test_what_32_bits_cannot_count_is_declined() -> None:
+    from drconv.nn.kernels import triton as kernel
+
+    geometry = random_problem().geometry()
+    weight, scale = torch.empty(1, 2, 64, 64, 1, 1, device="meta"), None
+
+    def supports(*shape: int) -> bool:
+        x = torch.empty(shape, device="meta").to(memory_format=torch.channels_last)
+        fake = type("OnCpu", (), {})  # the size of a map that no machine here holds
+        fake.is_cuda, fake.device, fake.dtype = False, torch.device("cpu"), x.dtype
+        fake.shape, fake.stride, fake.__len__ = x.shape, x.stride, lambda self: shape[0]
+        return kernel.supports(fake(), weight, torch.empty(0), scale, geometry)
+
+    assert supports(1, 64, 1024, 1024)
+    assert not supports(1, 64, 8192, 8192)
+    assert not supports(70_000, 64, 1, 1)
 
 
 @interpreted

@@ -3,6 +3,12 @@
 drconv data check --root /data/imagenet --name imagenet
 drconv data index --root /data/imagenet --name imagenet     # once; later starts read the index
 drconv data fingerprint --root DIR
+
+Faces: class folders into RecordIO as MS1M-V2 has it, and back; crops by five points.
+
+drconv data pack FOLDER DIR/train.rec [--shuffle SEED]
+drconv data unpack DIR/train.rec FOLDER
+drconv data align FOLDER FOLDER_OUT --landmarks points.csv [--columns 96]     # path, x1, y1, ..., x5, y5
 """
 
 import argparse
@@ -17,12 +23,18 @@ from drconv.data.index import save_index, scan_class_folders
 from drconv.tasks.classification import build_dataset
 from drconv.tasks.classification.check import find_problems, summarise
 from drconv.tasks.classification.imagenet import is_flat
+from drconv.tasks.identification.alignment import align_folder
+from drconv.tasks.identification.pack import pack_folders, unpack_records
 
 SPLITS = ("train", "val")
+FACE_ACTIONS = ("pack", "unpack", "align")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parse_options(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    if given and given[0] in FACE_ACTIONS:
+        return face_action(given)
+    options = parse_options(given)
     actions = {"check": check, "index": write_index, "fingerprint": print_fingerprint}
     config = DataConfig(
         name=options.name, root=options.root, train_split=options.train_split, val_split=options.val_split
@@ -43,6 +55,41 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--val-split", default="val", help="folder of the validation pictures below the root")
     parser.add_argument("--decodes", type=int, default=100, help="check: pictures to decode in each split")
     return parser.parse_args(arguments)
+
+
+def face_action(arguments: list[str]) -> int:
+    """Pack, unpack or align faces."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=FACE_ACTIONS)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("--shuffle", type=int, help="pack: seed of a random order, without records of identities")
+    parser.add_argument("--landmarks", type=Path, help="align: file of five points for each picture")
+    parser.add_argument("--columns", type=int, choices=(112, 96), default=112, help="align: width of the crops")
+    options = parser.parse_args(arguments)
+    try:
+        if options.action == "align":
+            if options.landmarks is None:
+                parser.error("align needs --landmarks")
+            return align_faces(options)
+        if options.action == "pack":
+            pictures, classes = pack_folders(options.source, options.target, options.shuffle)
+        else:
+            pictures, classes = unpack_records(options.source, options.target)
+    except (DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{options.target}: {pictures:,} pictures of {classes:,} identities")
+    return 0
+
+
+def align_faces(options: argparse.Namespace) -> int:
+    """Crops of all pictures with landmarks; 1 if a row gave none."""
+    written, bad = align_folder(options.source, options.landmarks, options.target, (112, options.columns))
+    for row in bad:
+        print(f"no crop of {row.name}: {row.reason}")
+    print(f"{options.target}: {written:,} crops of 112x{options.columns}, {len(bad):,} rows without one")
+    return int(bool(bad))
 
 
 def check(config: DataConfig, decodes: int) -> int:

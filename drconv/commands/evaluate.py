@@ -24,7 +24,7 @@ def worker(config: Config) -> float:
 
     with EvalRun(config) as run:
         data = run.load_data()
-        facts = data.evaluation_facts
+        facts = run.facts(data)
         network = create_model(config.model, facts.num_outputs, facts.input_size)
         task = find_task(config.task)(network, config, facts)
         metrics = run.evaluate(task, data)

@@ -13,7 +13,9 @@ COMMANDS = {
     "masks": ("masks", "draws the regions that a trained network chooses"),
     "export": ("export", "writes a trained network as ONNX, or as a package for C++"),
     "curves": ("curves", "draws the curves of runs"),
-    "data": ("data", "checks and indexes picture folders"),
+    "data": ("data", "checks and indexes picture folders; packs and aligns faces"),
+    "predict": ("predict", "says what a trained network makes of your own pictures"),
+    "megaface": ("megaface", "computes rank-1 among MegaFace's distractors"),
 }
 
 

@@ -11,16 +11,20 @@ import json
 import logging
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import IO, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from drconv.errors import DataError
+from drconv.errors import DataError, printable
+from drconv.files import open_regular
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +68,7 @@ class FileIndex:
         if self.sizes is not None:
             return self
         folder = os.fsencode(self.folder)
-        sizes = (os.stat(os.path.join(folder, name)).st_size for name in self._all_names())
+        sizes = (_size(os.path.join(folder, name)) for name in self._all_names())
         return replace(self, sizes=torch.from_numpy(np.fromiter(sizes, dtype=np.int64, count=len(self))))
 
     def fingerprint(self) -> dict[str, int | str]:
@@ -82,6 +86,14 @@ class FileIndex:
         for end in self.ends.tolist():
             yield names[start:end]
             start = end
+
+
+def _size(path: bytes) -> int:
+    """In bytes; -1 for a file that is gone, such as a link to nothing: ``data.broken`` says what happens to that."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
 
 
 def pack(folder: Path, classes: list[str], entries: Iterable[tuple[int, list[str]]]) -> FileIndex:
@@ -112,26 +124,57 @@ def scan_class_folders(folder: Path) -> FileIndex:
     if not classes:
         raise FileNotFoundError(f"{folder} has no class folders; expected {folder}/<class>/<picture>.jpg")
 
+    passed_over: Counter[str] = Counter()
+
     def groups() -> Iterator[tuple[int, list[str]]]:
         for label, name in enumerate(classes):
-            files = sorted(list_pictures(folder, name))
+            files = sorted(list_pictures(folder, name, passed_over))
             if not files:
                 raise DataError(
                     f"{folder / name} has no pictures ({', '.join(PICTURE_ENDINGS)}); add some or remove the folder"
                 )
             yield label, files
 
-    return pack(folder, classes, groups())
+    index = pack(folder, classes, groups())
+    warn_of_passed_over(folder, passed_over)
+    return index
 
 
-def list_pictures(folder: Path, below: str = "") -> Iterator[str]:
-    """Names, relative to ``folder``, of all pictures in its folder ``below``; hidden files are left out."""
+def list_pictures(folder: Path, below: str = "", passed_over: Counter[str] | None = None) -> Iterator[str]:
+    """Names, relative to ``folder``, of all pictures in its folder ``below``; hidden files are left out.
+
+    Args:
+        folder: the folder that the names are relative to.
+        below: the folder that is looked through, relative to it.
+        passed_over: counts the files with other endings, by ending.
+
+    Raises:
+        DataError: folders that contain themselves through a link.
+    """
+    yield from _list(folder, below, Counter() if passed_over is None else passed_over, ())
+
+
+def _list(folder: Path, below: str, passed_over: Counter[str], around: tuple[tuple[int, int], ...]) -> Iterator[str]:
+    status = os.stat(folder / below)
+    here = (status.st_dev, status.st_ino)
+    if here in around:
+        raise DataError(f"{folder / below} is a link to a folder that it lies in; remove the link")
     for entry in visible_entries(folder / below):
         name = f"{below}/{entry.name}" if below else entry.name
-        if entry.name.lower().endswith(PICTURE_ENDINGS):
+        if entry.is_dir():
+            yield from _list(folder, name, passed_over, (*around, here))
+        elif entry.name.lower().endswith(PICTURE_ENDINGS):
             yield name
-        elif entry.is_dir():
-            yield from list_pictures(folder, name)
+        else:
+            passed_over[os.path.splitext(entry.name)[1].lower() or "without ending"] += 1
+
+
+def warn_of_passed_over(folder: Path, passed_over: Counter[str]) -> None:
+    """One line, on the first rank alone."""
+    if passed_over and os.environ.get("RANK", "0") == "0":
+        kinds = ", ".join(f"{number} {ending}" for ending, number in passed_over.most_common(5))
+        number = passed_over.total()
+        logger.warning("%s: %d files without a picture's ending are passed over (%s)", folder, number, printable(kinds))
 
 
 def index_file(folder: Path) -> Path:
@@ -180,16 +223,55 @@ def load_index(folder: Path) -> FileIndex | None:
     if not path.exists():
         return None
     try:
-        with np.load(path) as stored:
-            header = json.loads(stored["header"].tobytes())
-            arrays = {name: torch.from_numpy(stored[name]) for name in ("labels", "names", "ends", "sizes")}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        logger.warning("%s is damaged (%s): reading the folder; write it again with scripts/data.py", path, error)
+        with open_regular(path) as file:
+            header, arrays = _read_arrays(file)
+        is_current = header["version"] == _VERSION and header["stamps"] == _stamps(folder, header["stamps"])
+        if is_current:
+            _check_stored(header["classes"], **arrays)
+    except Exception as error:  # NumPy and zipfile raise many kinds for damaged files
+        reason = printable(" ".join(str(error).split())[:120] or type(error).__name__)
+        logger.warning("%s is damaged (%s): reading the folder; write it again with scripts/data.py", path, reason)
         return None
-    if header["version"] != _VERSION or header["stamps"] != _stamps(folder, header["stamps"]):
+    if not is_current:
         logger.warning("%s is out of date: reading the folder; write it again with scripts/data.py", path)
         return None
-    return FileIndex(folder, header["classes"], **arrays)
+    return FileIndex(folder, header["classes"], **{name: torch.from_numpy(array) for name, array in arrays.items()})
+
+
+def _read_arrays(file: IO[bytes]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """No more memory than the file is long: its arrays are stored, not compressed."""
+    with zipfile.ZipFile(file) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("compressed")
+    file.seek(0)
+    with np.load(file) as stored:
+        header = json.loads(stored["header"].tobytes())
+        return header, {name: stored[name] for name in ("labels", "names", "ends", "sizes")}
+
+
+def _check_stored(
+    classes: Any, labels: NDArray[Any], names: NDArray[Any], ends: NDArray[Any], sizes: NDArray[Any]
+) -> None:
+    """Raises a ValueError for what ``save_index`` never writes: a stored index is a file that others can have made."""
+    kinds = [(labels, np.int16, np.int32), (names, np.uint8), (ends, np.int64), (sizes, np.int64)]
+    if any(array.ndim != 1 or array.dtype not in allowed for array, *allowed in kinds):
+        raise ValueError("arrays of another kind")
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError("classes that are no list of names")
+    if not len(labels) == len(ends) == len(sizes) > 0:
+        raise ValueError("arrays of different lengths")
+    if labels.min() < 0 or labels.max() >= len(classes):
+        raise ValueError("a label out of range")
+    starts = np.concatenate([[0], ends[:-1]])
+    if (starts >= ends).any() or ends[-1] != len(names):
+        raise ValueError("names of wrong lengths")
+    text = names.tobytes()
+    if (names[starts] == ord("/")).any() or b"\0" in text:
+        raise ValueError("a name that leads out of the folder")
+    if b".." in text:
+        parts = (text[start:end].split(b"/") for start, end in zip(starts.tolist(), ends.tolist(), strict=True))
+        if any(b".." in part for part in parts):
+            raise ValueError("a name that leads out of the folder")
 
 
 def _stamps(folder: Path, folders: Iterable[str]) -> dict[str, int]:

@@ -13,7 +13,7 @@ from drconv.errors import DataError
 from drconv.interfaces import Batch, Dataset, SampleKey
 
 _GRACE_S = 30  # how long a loader process outlives SIGTERM
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Loader:
@@ -132,12 +132,13 @@ def eval_loader(
 
 
 def _answer_signals(worker: int) -> None:
-    """A cluster's SIGTERM and a terminal's Ctrl-C reach all processes of a job; the training process answers them.
+    """SIGTERM of a cluster, Ctrl-C and the end of a terminal reach all processes of a job; the training one answers.
 
     Loader processes work on while it saves, and end with it; left alone, they end by themselves.
     """
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_GRACE_S))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
 

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from drconv.data.decode import read_picture
+from drconv.data.decode import MAX_PIXELS, read_picture
 from drconv.data.index import FileIndex, load_index, scan_class_folders, visible_entries
 from drconv.errors import DataError
 from drconv.interfaces import Fingerprint
@@ -35,9 +35,10 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class FileSource:
-    """Picture files listed in an index."""
+    """Picture files listed in an index; one of more than ``max_pixels`` is broken."""
 
     index: FileIndex
+    max_pixels: int = MAX_PIXELS
 
     @property
     def name(self) -> str:
@@ -52,7 +53,7 @@ class FileSource:
         return self.index.labels
 
     def read(self, position: int) -> Tensor:
-        return read_picture(self.index.path(position))
+        return read_picture(self.index.path(position), self.max_pixels)
 
     def fingerprint(self) -> Fingerprint:
         return self.index.fingerprint()

@@ -1,42 +1,96 @@
-"""Resume states: loaded with ``weights_only=True`` and replaced atomically."""
+"""Resume states: with a checksum, loaded with ``weights_only=True``, replaced atomically, the last two kept."""
 
+import hashlib
 import io
+import os
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from drconv.errors import RunFolderError
-from drconv.files import replace_file
+from drconv.files import keep_copy, open_regular, replace_file
 from drconv.migrations import SCHEMA, migrate_resume
 
 RESUME_KEYS = ("state", "data", "log")
+CHECKSUM = b"sha256 "  # then 64 hexadecimal digits: the comment of the zip archive that torch.save writes
 STATE_KEYS = ("step", "elapsed_s", "task", "optimizer", "scaler", "ema")
 
 
+def previous_state(path: Path) -> Path:
+    """Where the state before the one in ``path`` is kept."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
 def save_resume(path: Path, state: dict[str, Any]) -> None:
-    """Saves tensors, numbers, strings, lists and dictionaries."""
-    content = io.BytesIO()  # in memory first: torch words a full disk as an error of its own archive
-    torch.save({"schema": SCHEMA, **state}, content)
-    replace_file(path, content.getvalue())
+    """Saves tensors, numbers, strings, lists and dictionaries with a checksum; the state before stays beside it."""
+    buffer = io.BytesIO()  # in memory first: torch words a full disk as an error of its own archive
+    torch.save({"schema": SCHEMA, **state}, buffer)
+    digest = hashlib.sha256(buffer.getbuffer()).hexdigest().encode()
+    buffer.seek(-2, os.SEEK_END)  # the comment's length: torch writes none
+    buffer.write((len(CHECKSUM) + len(digest)).to_bytes(2, "little") + CHECKSUM + digest)
+    keep_copy(path, previous_state(path))
+    replace_file(path, buffer.getbuffer())
 
 
-def load_resume(path: Path, device: torch.device) -> dict[str, Any]:
-    """Loads a resume state without running code from it.
+def load_resume(path: Path, device: torch.device) -> tuple[dict[str, Any], str | None]:
+    """Loads a resume state without running code from it; the state before, where the last one is damaged or lost.
+
+    Returns:
+        The state, and a line that says why the state before was taken, or None.
 
     Raises:
-        RunFolderError: the file is damaged, or is no resume state.
+        RunFolderError: both are damaged, or no resume states.
     """
     try:
-        saved = torch.load(path, map_location=device, weights_only=True)
-        saved = migrate_resume(saved)
-        missing = [key for key in RESUME_KEYS if key not in saved] + [k for k in STATE_KEYS if k not in saved["state"]]
-        if missing:
-            raise ValueError(f"no {missing[0]}")
-        return saved
-    except Exception as error:  # torch raises many kinds for a truncated or foreign file
-        reason = str(error).strip().split("\n")[0][:120]
+        return _load_state(path, device), None
+    except (ValueError, OSError) as error:
+        finding = f"{path} is damaged ({error})"
+    before = previous_state(path)
+    try:
+        return _load_state(before, device), f"{finding}: going on from {before.name}, the state before it"
+    except (ValueError, OSError):
         raise RunFolderError(
-            f"{path} is damaged ({type(error).__name__}: {reason}); overwrite=true starts the run again and keeps "
-            f"the old folder under another name"
+            f"{finding}; overwrite=true starts the run again and keeps the old folder under another name"
         ) from None
+
+
+def _load_state(path: Path, device: torch.device) -> dict[str, Any]:
+    """Raises a ValueError or an OSError whose text is one short line."""
+    try:
+        with open_regular(path) as file:
+            _check_sum(file)
+            saved = migrate_resume(torch.load(file, map_location=device, weights_only=True))
+        missing = [key for key in RESUME_KEYS if key not in saved] + [k for k in STATE_KEYS if k not in saved["state"]]
+    except Exception as error:  # torch raises many kinds for a truncated or foreign file
+        reason = (str(error).strip() or "no details").split("\n")[0][:120]
+        raise ValueError(f"{type(error).__name__}: {reason}") from None
+    if missing:
+        raise ValueError(f"no {missing[0]}")
+    if not isinstance(saved["state"]["step"], int) or saved["state"]["step"] < 0:
+        raise ValueError(f"step {saved['state']['step']!r}"[:100])
+    return saved
+
+
+def _check_sum(file: IO[bytes]) -> None:
+    """Compares a state with its checksum; one that was saved without is compared with the archive's own, by record."""
+    length = len(CHECKSUM) + 64
+    size = os.fstat(file.fileno()).st_size
+    file.seek(max(0, size - length))
+    comment = file.read()
+    if not comment.startswith(CHECKSUM):
+        with zipfile.ZipFile(file) as archive:
+            if record := archive.testzip():
+                raise ValueError(f"the checksum of {record} differs")
+        file.seek(0)
+        return
+    file.seek(0)
+    digest, left = hashlib.sha256(), size - length - 2
+    while left > 0:
+        digest.update(chunk := file.read(min(left, 2**24)))
+        left -= len(chunk) or left
+    digest.update(b"\0\0")  # the comment's length, as it was when the sum was made
+    if digest.hexdigest().encode() != comment[len(CHECKSUM) :]:
+        raise ValueError("its sha256 differs")
+    file.seek(0)

@@ -100,14 +100,14 @@ def _timed_evaluation(config: Config, state: TrainState, evaluation: Evaluation,
     The first batch, which waits for the processes to start, and those that they prepared meanwhile are left out.
     """
     batches = iter(evaluation.batches)
-    first = next(batches)
-    evaluate(state.task, evaluation.dataset, [first], config, device)
+    first = list(islice(batches, 1))  # none, where there are more ranks than samples
+    evaluate(state.task, evaluation.dataset, first, config, device)
     own = len(evaluation.dataset) // distributed.world_size()  # of every rank at least
     left = max(0, math.ceil(own / config.recipe.eval_batch_size) - 1)
     measured = min(max(2, config.runtime.workers), left)
     for _ in islice(batches, max(0, min(2 * config.runtime.workers, left - measured))):
         pass
     begin = time.perf_counter()
-    timed = islice(batches, measured) if measured else [first]
+    timed = islice(batches, measured) if measured else first
     evaluate(state.task, evaluation.dataset, timed, config, device)
     return (time.perf_counter() - begin) / max(1, measured)

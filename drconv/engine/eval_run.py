@@ -1,5 +1,6 @@
 """One evaluation of saved weights, from a run folder or from any file."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,9 +15,9 @@ from drconv.engine.run_folder import RunFolder
 from drconv.engine.state import place
 from drconv.errors import ConfigError, WeightsError
 from drconv.files import file_hash
-from drconv.interfaces import Task
+from drconv.interfaces import Facts, Task
 from drconv.results.make_record import circumstances, evaluation_record, headline, write_json
-from drconv.weights import load_weights
+from drconv.weights import load_weights, output_names
 
 
 class EvalRun:
@@ -53,6 +54,32 @@ class EvalRun:
             )
         self.result = self.folder.read_result()
         return self.folder.weights(self.result["weights"])
+
+    def facts(self, data: Data) -> Facts:
+        """What the network is built from: what its weights were trained for, where their file says so.
+
+        Evaluation on some of the classes is possible: labels are then those of the training.
+
+        Raises:
+            WeightsError: an evaluation set has outputs (classes) that the weights were not trained for.
+        """
+        facts = data.evaluation_facts
+        trained = output_names(self.weights) if self.weights.exists() else []
+        for name, evaluation in data.evaluations.items():
+            own = evaluation.dataset.facts.output_names
+            if not trained or not own or own == trained:
+                continue
+            unknown = [output for output in own if output not in trained]
+            relabel = getattr(evaluation.dataset, "relabel", None)
+            if unknown or relabel is None:
+                example = f", {unknown[0]!r} for one" if unknown else ", in another order or number"
+                raise WeightsError(
+                    f"{len(unknown)} of {len(own)} classes of {name} are not among the {len(trained)} that "
+                    f"{self.weights} was trained on{example}; check data.root"
+                )
+            relabel(trained)
+            facts = replace(facts, num_outputs=len(trained), output_names=trained)
+        return facts
 
     def evaluate(self, task: Task[Any], data: Data) -> dict[str, float]:
         """Loads the weights and evaluates them on all evaluation sets."""

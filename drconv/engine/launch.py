@@ -1,54 +1,128 @@
 """Starting the ranks of a run: in this process, in processes of our own, or under torchrun."""
 
+import contextlib
 import logging
 import multiprocessing
 import os
-from collections.abc import Callable
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import FrameType
 from typing import Any
 
 from drconv.config import Config
+from drconv.console import outlast_readers
 from drconv.engine.run_folder import RunFolder
 from drconv.errors import RunFolderError, StoppedError, UserError
 from drconv.messages import one_line
+from drconv.world import STORE, is_started_elsewhere, num_ranks
+
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # those that torch's launcher handles
+POLL_S = 0.25
+SAVING_S = 30  # what ranks get to save, as from schedulers
 
 
 def launch(worker: Callable[[Config], Any], config: Config) -> Any:
     """Runs ``worker(config)`` on every rank and returns rank 0's value.
 
-    Under torchrun (RANK is set) and for one device the worker runs in this process. Otherwise the ranks are started
-    here, from a configuration that was composed once: ranks that compose for themselves can disagree.
+    Under torchrun and for one device the worker runs in this process. Otherwise the ranks are started here, from a
+    configuration that was composed once: ranks that compose for themselves can disagree.
     """
     set_threads(config)
-    if "RANK" in os.environ or config.runtime.devices == 1:
+    outlast_readers()
+    if is_started_elsewhere(config) or config.runtime.devices == 1:
         return worker(config)
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed.elastic.multiprocessing import SignalException
 
-    for name in ("multiprocessing.api", "agent.server.api"):  # they log traces of what is told in one line here
-        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
-    # Inside other launchers' workers the start method may be one that the elastic agent does not know.
-    multiprocessing.set_start_method("spawn", force=True)
-    settings = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=config.runtime.devices,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        start_method="spawn",
-        max_restarts=0,
-        monitor_interval=0.5,
-    )
     try:
-        return elastic_launch(settings, _rank)(worker, config)[0]
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        raise _first_failure(rank, failure.message) from None
+        # A folder that its owner alone can read.
+        with _own_handlers(), TemporaryDirectory(prefix="drconv-") as private:
+            return _start_and_wait(worker, config, Path(private))
     except SignalException as error:
         raise StoppedError(
             f"stopped by {error.sigval.name}; {_what_is_saved(RunFolder(Path(str(config.run))))}"
         ) from None
+
+
+@contextlib.contextmanager
+def _own_handlers() -> Iterator[None]:
+    """torch's launcher answers signals for as long as the ranks run: a sweep runs its jobs in one process."""
+    in_main = threading.current_thread() is threading.main_thread()  # others cannot set handlers
+    former = {number: signal.getsignal(number) for number in HANDLED} if in_main else {}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            if handler is not None:
+                signal.signal(number, handler)
+
+
+def _start_and_wait(worker: Callable[[Config], Any], config: Config, private: Path) -> Any:
+    """The ranks of one machine need no rendezvous: their numbers are known.
+
+    They meet through a file in a private folder. torch's rendezvous would listen on all interfaces, and unpickle what
+    anybody writes there.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, start_processes
+
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)  # told in one line
+    # Inside other launchers' workers the start method may be one that a rank does not know.
+    multiprocessing.set_start_method("spawn", force=True)
+    ranks = config.runtime.devices
+    former, tempfile.tempdir = tempfile.tempdir, str(private)  # where torch hands over traces, as pickles
+    try:
+        context = start_processes(
+            "ranks",
+            _rank,
+            {rank: (worker, config, os.getpid()) for rank in range(ranks)},
+            {rank: _environment(rank, ranks, private) for rank in range(ranks)},
+            DefaultLogsSpecs(str(private / "errors")),
+        )
+    finally:
+        tempfile.tempdir = former
+    try:
+        outcome = context.wait(period=POLL_S)
+    except SignalException as error:
+        _hand_on_signals(context)
+        context.close(error.sigval, SAVING_S)
+        raise
+    except BaseException:
+        context.close()
+        raise
+    if outcome is not None and not outcome.is_failed():
+        return outcome.return_values[0]
+    failures = outcome.failures if outcome is not None else {}
+    rank, failure = min(failures.items(), key=lambda item: item[1].timestamp)
+    raise _first_failure(rank, failure.message)
+
+
+def _environment(rank: int, ranks: int, private: Path) -> dict[str, str]:
+    """What torchrun would set, the file that the ranks meet through, and the interface that stays on this machine."""
+    loopback = {"linux": "lo"}.get(sys.platform, "lo0")
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+    return {
+        **{name: str(number) for name, number in numbers.items()},
+        STORE: str(private / "store"),
+        "GLOO_SOCKET_IFNAME": loopback,
+        "NCCL_SOCKET_IFNAME": loopback,
+    }
+
+
+def _hand_on_signals(context: Any) -> None:
+    """While ranks save, a further signal is theirs to answer."""
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        for pid in context.pids().values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    for number in HANDLED:
+        signal.signal(number, hand_on)
 
 
 def set_threads(config: Config) -> None:
@@ -62,24 +136,25 @@ def set_threads(config: Config) -> None:
 
 def threads_per_rank(config: Config) -> int:
     """The share of this machine's cores that one rank computes with."""
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", config.runtime.devices))
+    ranks = config.runtime.devices
+    if is_started_elsewhere(config):
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", num_ranks(config)))
     return config.runtime.threads or max(1, (os.cpu_count() or 1) // ranks)
 
 
-def _rank(worker: Callable[[Config], Any], config: Config) -> Any:
-    """A rank that raises makes the agent end the others; ``record`` hands its error on to the parent."""
-    from torch.distributed.elastic.multiprocessing.errors import record
-
-    def work(config: Config) -> Any:
-        try:
-            return worker(config)
-        except Exception as error:
-            line = one_line(error)
-            if line is None or isinstance(error, UserError):
-                raise
-            raise UserError(line) from None  # the parent reads errors by name, and knows those of a user
-
-    return record(work)(config)
+def _rank(worker: Callable[[Config], Any], config: Config, parent: int) -> Any:
+    """A rank that raises ends the others; torch's wrapper around this function hands its error on to the parent."""
+    outlast_readers()
+    try:
+        return worker(config)
+    except Exception as error:
+        line = one_line(error)
+        if line is None or isinstance(error, UserError):
+            raise
+        raise UserError(line) from None  # the parent reads errors by name, and knows those of a user
+    finally:
+        if os.getppid() != parent:  # it was killed: the ranks stop, and nobody else clears up
+            shutil.rmtree(Path(os.environ[STORE]).parent, ignore_errors=True)
 
 
 def _what_is_saved(folder: RunFolder) -> str:
@@ -90,10 +165,10 @@ def _what_is_saved(folder: RunFolder) -> str:
 
     if folder.result.exists():
         return f"the run in {folder.path} is finished"
-    if not folder.resume.exists():
+    if not folder.has_state:
         return "no state was saved yet, the same command begins again"
     try:
-        step = load_resume(folder.resume, torch.device("cpu"))["state"]["step"]
+        step = load_resume(folder.resume, torch.device("cpu"))[0]["state"]["step"]
     except RunFolderError as error:
         return str(error)
     return f"the saved state is that after step {step}; the same command continues"

@@ -9,14 +9,14 @@ import torch
 from drconv import distributed
 from drconv.compose import as_yaml
 from drconv.config import Config
-from drconv.config_check import steps_of_run
+from drconv.config_check import length_warnings, steps_of_run
 from drconv.engine.data import Data
 from drconv.engine.ranks import Ranks
 from drconv.engine.run_folder import RunFolder
 from drconv.engine.trainer import Trainer
 from drconv.interfaces import Task
 from drconv.results.make_record import circumstances, headline, run_record, write_json
-from drconv.weights import load_weights, save_weights
+from drconv.weights import OUTPUT_NAMES, load_weights, save_weights
 
 COSTS = ("parameters", "multiply_adds", "paper_multiply_adds")
 
@@ -81,6 +81,8 @@ class Run:
             f"{distributed.world_size()} x {self.device.type}, lr {config.recipe.optimizer.lr} "
             f"({config.recipe.schedule.name}), {config.runtime.precision}"
         )
+        for warning in length_warnings(config, steps):
+            print(f"warning: {warning}")
         if not config.runtime.dry_run:
             print(f"folder: {self.folder.path}")
         print(as_yaml(config), flush=True)
@@ -107,10 +109,11 @@ class Run:
 
     def _write(self, trainer: Trainer, metrics: dict[str, dict[str, float]]) -> dict[str, Any]:
         config, state = self.config, trainer.state
-        metadata = {"steps": str(state.step)}
+        self.folder.check_owned()
+        about = {"steps": state.step, OUTPUT_NAMES: state.task.facts.output_names}
         weights = {kind: self.folder.weights(kind) for kind in metrics}
         for kind, task in state.evaluated().items():
-            save_weights(weights[kind], task.network, metadata)
+            save_weights(weights[kind], task.network, about)
         cost = state.task.cost()
         details = {
             "steps": state.step,
@@ -120,7 +123,10 @@ class Run:
             "data": trainer.data.fingerprints,
             "cost": None if cost is None else {key: getattr(cost, key) for key in COSTS},
             "start": self.start,
+            "commits": trainer.commits,
         }
+        if trainer.log.damaged_at:
+            details["log_damaged_at"] = trainer.log.damaged_at
         conditions = circumstances(self.device, distributed.world_size())
         result = run_record(config, metrics, weights, details, conditions)
         write_json(self.folder.result, result)

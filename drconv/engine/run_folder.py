@@ -1,17 +1,19 @@
 """The folder of a run: owned by one process, bound to one configuration, never overwritten."""
 
+import errno
 import fcntl
-import json
 import os
+import stat
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, NoReturn
 
 from drconv.compose import as_yaml, load_config
 from drconv.config import Config
 from drconv.errors import RunFolderError
-from drconv.files import replace_file
+from drconv.files import read_json, remove_leftovers, replace_file
 from drconv.identity import select_binding
+from drconv.migrations import migrate_config
 
 LOCK = "lock"
 REPAIR = "overwrite=true starts the run again and keeps the old folder under another name"
@@ -20,13 +22,13 @@ REPAIR = "overwrite=true starts the run again and keeps the old folder under ano
 class RunFolder:
     """Opened by rank 0 alone; the other ranks only read ``path``.
 
-    Files: ``config.yaml``, ``metrics.jsonl``, ``resume.pt``, ``model.safetensors`` (and ``model_ema.safetensors``),
-    ``result.json``.
+    Files: ``config.yaml``, ``metrics.jsonl``, ``resume.pt`` (and ``resume.previous.pt``, the state before it),
+    ``model.safetensors`` (and ``model_ema.safetensors``), ``result.json``.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: IO[str] | None = None
+        self._lock: int | None = None  # file descriptor
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "_lock": None}
@@ -57,29 +59,52 @@ class RunFolder:
             RunFolderError: another process owns the folder, or it was made with another configuration.
         """
         self._take()
+        remove_leftovers(self.path)
         if config.overwrite and (self.result.exists() or not self._fits(config)):
             self._set_aside()
         stored = self.path / "config.yaml"
-        if stored.exists() and self.is_begun:
+        if self.is_begun:
             self.compare(config)
-        else:
+        if not (stored.exists() and self.is_begun):
             replace_file(stored, as_yaml(config))
         return self.read_result() if self.result.exists() else None
 
     @property
     def is_begun(self) -> bool:
         """Whether there is anything that another configuration would spoil."""
-        return self.resume.exists() or self.result.exists()
+        return self.has_state or self.result.exists()
+
+    @property
+    def has_state(self) -> bool:
+        """Whether there is a resume state, or the one before."""
+        return any(os.path.lexists(self.path / name) for name in ("resume.pt", "resume.previous.pt"))
 
     def compare(self, config: Config) -> None:
-        """Raises a RunFolderError that names the keys in which the folder's configuration differs, if there are any."""
-        old, new = binding_keys(load_config(self.path)), binding_keys(config)
+        """Raises a RunFolderError that names the keys in which the folder's configuration differs, if there are any.
+
+        Without its ``config.yaml`` a finished run is known by its record. The configuration in a resume state is
+        compared when that is loaded (``compare_keys``).
+        """
+        if (self.path / "config.yaml").exists():
+            self.compare_keys(binding_keys(load_config(self.path)), config)
+        elif self.result.exists():
+            result = self.read_result()
+            if isinstance(result.get("config"), dict):
+                recorded = migrate_config(result["config"], result.get("schema", 1))
+                self.compare_keys(select_binding(recorded), config)
+
+    def compare_keys(self, old: dict[str, Any], config: Config) -> None:
+        """As ``compare``, with the keys that were stored."""
+        new = binding_keys(config)
         differing = [f"{key}: {old.get(key)} there, {new.get(key)} here" for key in new if old.get(key) != new[key]]
         if differing:
-            raise RunFolderError(
-                f"{self.path} was made with another configuration ({'; '.join(differing)}); choose another folder with "
-                f"run=, or overwrite=true to set the old one aside"
-            )
+            self._refuse("; ".join(differing))
+
+    def _refuse(self, difference: str) -> NoReturn:
+        raise RunFolderError(
+            f"{self.path} was made with another configuration ({difference}); choose another folder with run=, or "
+            f"overwrite=true to set the old one aside"
+        )
 
     def read_result(self) -> dict[str, Any]:
         """The record of the finished run.
@@ -88,24 +113,38 @@ class RunFolder:
             RunFolderError: the file is damaged.
         """
         try:
-            result = json.loads(self.result.read_text())
+            result = read_json(self.result)
             missing = [key for key in ("metrics", "weights", "weights_sha256") if key not in result]
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OSError) as error:
             raise RunFolderError(f"{self.result} is damaged ({error}); {REPAIR}") from None
         if missing:
             raise RunFolderError(f"{self.result} is damaged (no {missing[0]}); {REPAIR}")
+        if not _is_plausible(result):
+            raise RunFolderError(f"{self.result} is damaged (metrics or weights of another kind); {REPAIR}")
         return result
 
     def close(self) -> None:
         if self._lock is not None:
-            self._lock.close()
+            os.close(self._lock)
             self._lock = None
+
+    def check_owned(self) -> None:
+        """Before each write: whoever has lost the lock stops.
+
+        Raises:
+            RunFolderError: the lock file was removed or replaced, so that another process can have taken the folder.
+        """
+        if self._lock is not None and not self._holds_the_path():
+            raise RunFolderError(
+                f"{self.path / LOCK} was removed or replaced while this process trained, so another one may train "
+                f"there: nothing more is written; the same command continues from the last state"
+            )
 
     def _take(self) -> None:
         """A POSIX lock: gone with the process, however that ends, and not inherited by its loader processes."""
         while True:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / LOCK, "w")  # noqa: SIM115, closed by close()
+            self._lock = self._open_lock()
             try:
                 fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError):
@@ -114,16 +153,35 @@ class RunFolder:
                     f"another process is training in {self.path}; wait for it, or give this run another folder with "
                     f"run="
                 ) from None
+            except OSError as error:
+                self.close()
+                raise RunFolderError(
+                    f"{self.path} cannot be locked ({error.strerror}); choose a folder on another file system with run="
+                ) from None
             if self._holds_the_path():
                 return
             self.close()
+
+    def _open_lock(self) -> int:
+        """Raises a RunFolderError where a link, a pipe or a folder has the lock's name."""
+        lock = self.path / LOCK
+        try:
+            number = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+                raise
+            raise RunFolderError(f"{lock} is not a regular file; remove it") from None
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            os.close(number)
+            raise RunFolderError(f"{lock} is not a regular file; remove it")
+        return number
 
     def _holds_the_path(self) -> bool:
         """False where the folder was set aside by another process between opening the file and locking it."""
         assert self._lock is not None
         try:
-            return os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self.path / LOCK))
-        except FileNotFoundError:
+            return os.path.samestat(os.fstat(self._lock), os.lstat(self.path / LOCK))
+        except OSError:
             return False
 
     def _fits(self, config: Config) -> bool:
@@ -132,11 +190,12 @@ class RunFolder:
 
         from drconv.engine.checkpoint import load_resume
 
-        if not self.resume.exists():
+        if not self.has_state:
             return True
         try:
             self.compare(config)
-            load_resume(self.resume, torch.device("cpu"))
+            saved, _ = load_resume(self.resume, torch.device("cpu"))
+            self.compare_keys(select_binding(saved.get("config", asdict(config))), config)
         except RunFolderError:
             return False
         return True
@@ -159,8 +218,21 @@ def check_folder(config: Config) -> None:
     """Raises a RunFolderError where the run's folder has a run of another configuration; takes no lock."""
     folder = RunFolder(Path(str(config.run)))
     is_used = not config.overwrite and not config.runtime.dry_run
-    if is_used and folder.is_begun and (folder.path / "config.yaml").exists():
+    if is_used and folder.is_begun:
         folder.compare(config)
+
+
+def _is_plausible(result: dict[str, Any]) -> bool:
+    """Whether a record has what is looked up in it: numbers by name, and the hash of the weights it names."""
+    metrics, hashes = result["metrics"], result["weights_sha256"]
+    return (
+        isinstance(metrics, dict)
+        and bool(metrics)
+        and all(isinstance(value, int | float | None) for value in metrics.values())
+        and isinstance(hashes, dict)
+        and isinstance(result["weights"], str)
+        and isinstance(hashes.get(result["weights"]), str)
+    )
 
 
 def binding_keys(config: Config) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C ask a run to save and stop; the ranks stop after the same step."""
+"""SIGTERM, Ctrl-C and the end of a terminal ask a run to save and stop; the ranks stop after the same step."""
 
 import signal
 import time
@@ -18,7 +18,7 @@ REPEAT_S = 5.0
 
 
 class StopSignals:
-    """While entered, the first SIGTERM or SIGINT sets a flag; one that comes more than 5 s later acts as usual."""
+    """While entered, the first of these signals sets a flag; one that comes more than 5 s later acts as usual."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -29,8 +29,9 @@ class StopSignals:
         self._agreed_at = time.monotonic()
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._former[number] = signal.signal(number, self._receive)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup asks
+                self._former[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(

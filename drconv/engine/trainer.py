@@ -4,13 +4,15 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from typing import Any, NoReturn
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from drconv import distributed
 from drconv.config import Config
-from drconv.config_check import steps_of_run
+from drconv.config_check import length_problems, steps_of_run
 from drconv.engine.batchnorm import reestimate_batchnorm
 from drconv.engine.checkpoint import load_resume, save_resume
 from drconv.engine.data import Data
@@ -20,9 +22,12 @@ from drconv.engine.signals import StopSignals
 from drconv.engine.state import TrainState
 from drconv.engine.step import StepLog, train_step
 from drconv.engine.training_log import TrainingLog
-from drconv.errors import NonFiniteLossError, RunFolderError, StoppedError
+from drconv.errors import ConfigError, NonFiniteLossError, RunFolderError, StoppedError, of_lost_loader
+from drconv.identity import select_binding
 from drconv.interfaces import Batch, Task
+from drconv.results import provenance
 
+SETTLED_STEPS = 100  # after which running averages of momentum 0.1 have forgotten their start
 FIRST_LOSS_TOLERANCE = 0.2  # share of the expected first loss within which the first one should lie
 
 
@@ -34,14 +39,18 @@ class Trainer:
         self.data = data
         self.folder = folder
         self.num_steps = steps_of_run(config, len(data.train))
+        for problem in length_problems(config, self.num_steps):
+            raise ConfigError(problem)
         self.device = device
         self.state = TrainState(config, task, device)
         self.log = TrainingLog(config, self.num_steps, device)
         self._evaluation_due = False  # the run was stopped inside the evaluation that belongs to its last step
         self._signals = StopSignals(device)
+        self.commits: list[dict[str, Any]] = []  # of the code, by the step that each began with
         self._resume()
+        self._note_commit()
         evaluates_first = self._evaluation_due or self.state.step == self.num_steps
-        self.log.open(folder.path, folder.metrics, self.state.step, evaluates_first)
+        self.log.open(folder, self.state.step, evaluates_first)
 
     def fit(self) -> dict[str, dict[str, float]]:
         """Runs the remaining steps and the final evaluation; ends the W&B run if that fails.
@@ -58,8 +67,13 @@ class Trainer:
                 self._run_steps()
                 self._reestimate_batchnorm()
                 return self.evaluate()
-        except BaseException:
+        except BaseException as error:
             self.log.close({}, exit_code=1)
+            if of_lost_loader(error) and self._signals.received is not None:
+                raise StoppedError(  # loader processes that outlive SIGTERM by half a minute end by themselves
+                    f"stopped by {self._signals.received.name} while waiting for a batch; the last state saved is "
+                    f"kept, the same command continues"
+                ) from None
             raise
 
     def _run_steps(self) -> None:
@@ -145,10 +159,18 @@ class Trainer:
 
     def _reestimate_batchnorm(self) -> None:
         num_batches = self.config.recipe.bn_reestimation_steps
+        if not num_batches and self.num_steps < SETTLED_STEPS and distributed.is_main() and self._has_batchnorm():
+            self.log.progress.say(
+                f"hint: in {self.num_steps} steps the running averages of batch norms lag behind the weights, and "
+                f"evaluation uses them; recipe.bn_reestimation_steps=20 measures them again at the end"
+            )
         if num_batches:
             for task in self.state.evaluated().values():
                 batches = self.data.train_batches(self.num_steps, self.num_steps + num_batches)
                 reestimate_batchnorm(task, self._until_stopped(batches, num_batches), self.config, self.device)
+
+    def _has_batchnorm(self) -> bool:
+        return any(isinstance(module, _BatchNorm) for module in self.state.task.modules())
 
     def save(self) -> None:
         """Replaces the resume state; a failure on rank 0 is raised on all ranks."""
@@ -160,12 +182,29 @@ class Trainer:
             "log": self.log.state_dict(),
             "evaluation_due": self._evaluation_due,
         }
-        distributed.on_main(lambda: save_resume(self.folder.resume, {**content, "data": self.data.fingerprints}))
+        distributed.on_main(lambda: self._write_state(content))
+
+    def _write_state(self, content: dict[str, Any]) -> None:
+        own = {"data": self.data.fingerprints, "config": asdict(self.config), "commits": self.commits}
+        self.folder.check_owned()
+        save_resume(self.folder.resume, {**content, **own})
+
+    def _note_commit(self) -> None:
+        """Another commit than that of the last start is kept too, so that a record names all that made it."""
+        if not distributed.is_main():
+            return
+        here = provenance.code()
+        if not self.commits or {**self.commits[-1], **here} != self.commits[-1]:
+            self.commits.append({"step": self.state.step, **here})
 
     def _resume(self) -> None:
-        if not self.folder.resume.exists():
+        if not self.folder.has_state:
             return
-        saved = load_resume(self.folder.resume, self.device)
+        saved, warning = load_resume(self.folder.resume, self.device)
+        if warning and distributed.is_main():
+            print(warning, flush=True)
+        if "config" in saved:
+            self.folder.compare_keys(select_binding(saved["config"]), self.config)
         if saved["data"] != distributed.on_main(lambda: self.data.fingerprints):
             if self.config.overwrite:
                 distributed.on_main(lambda: self.folder.renew(self.config))
@@ -183,6 +222,7 @@ class Trainer:
                 f"choose another folder with run="
             ) from None
         self.log.load_state_dict(saved["log"])
+        self.commits = saved.get("commits", [])
         self._evaluation_due = saved.get("evaluation_due", False)
         if distributed.is_main():
             print(f"continues at step {self.state.step} of {self.num_steps}", flush=True)
@@ -206,11 +246,7 @@ class Trainer:
             self._stop_not_finite(f"a parameter is not finite after step {self.state.step}")
 
     def _stop_not_finite(self, finding: str) -> NoReturn:
-        kept = (
-            f"the last good state is kept in {self.folder.resume}"
-            if self.folder.resume.exists()
-            else "no state was saved"
-        )
+        kept = f"the last good state is kept in {self.folder.resume}" if self.folder.has_state else "no state was saved"
         raise NonFiniteLossError(
             f"{finding}; {kept}; lower recipe.optimizer.lr, set recipe.clip_norm or lengthen "
             f"recipe.schedule.warmup_steps"

@@ -1,7 +1,6 @@
 """What a training run says and keeps of its steps: means over intervals, log lines, ``metrics.jsonl``, its mirror."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from drconv import distributed
 from drconv.config import Config
 from drconv.engine.metrics_log import MetricsLog
 from drconv.engine.progress import Progress
+from drconv.engine.run_folder import RunFolder
 from drconv.engine.step import StepLog
 from drconv.engine.wandb_mirror import WandbMirror
 
@@ -32,16 +32,24 @@ class TrainingLog:
         self._sums: dict[str, Tensor] = {}  # of the means since the last entry
         self._counts: dict[str, Tensor] = {}  # since the last entry
         self._steps = 0  # since the last entry
+        self.damaged_at: list[int] = []  # steps at which a start found entries of the file gone or changed
+        self._saved_file: dict[str, Any] | None = None
         self._first_bad = torch.full((), math.inf, device=device)  # first step whose loss was not finite
         self._file: MetricsLog | None = None
         self._mirror: WandbMirror | None = None
 
-    def open(self, folder: Path, file: Path, step: int, evaluates_first: bool) -> None:
+    def open(self, folder: RunFolder, step: int, evaluates_first: bool) -> None:
         """Begins to write, at the step that the run continues with."""
+        self._folder = folder
         self.progress = Progress(self.num_steps, step, self.config.recipe.batch_size, self.device)
         if distributed.is_main():
-            self._file = MetricsLog(file, step, evaluates_first)
-            self._mirror = WandbMirror(self.config, folder)
+            self._file = MetricsLog(folder.metrics, self._saved_file, step, evaluates_first)
+            self._mirror = WandbMirror(self.config, folder.path)
+            if self._file.is_damaged:
+                self.damaged_at.append(step)
+                self.progress.say(
+                    f"warning: {folder.metrics} lost entries that were there at step {step}; result.json will say so"
+                )
 
     def close(self, summary: dict[str, Any], exit_code: int = 0) -> None:
         """Ends the W&B run."""
@@ -76,6 +84,7 @@ class TrainingLog:
     def record(self, split: str, step: int, entry: dict[str, Any]) -> None:
         """Writes an entry on rank 0: the file first, then its mirror."""
         if self._file is not None and self._mirror is not None:
+            self._folder.check_owned()
             self._file.append({"step": step, "split": split, **entry})
             self._mirror.log({"step": step, **entry}, split)
 
@@ -88,11 +97,14 @@ class TrainingLog:
             "counts": {name: int(distributed.all_reduce(value.clone())) for name, value in self._counts.items()},
             "totals": self.totals,
             "last_entry": self.last_entry,
+            "file": self._file.sync() if self._file is not None else None,
+            "damaged_at": self.damaged_at,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._sums, self._steps = state["sums"], state["steps"]
         self.totals, self.last_entry = state["totals"], state["last_entry"]
+        self._saved_file, self.damaged_at = state.get("file"), state.get("damaged_at", [])
         if distributed.is_main():  # they are sums over the ranks already
             self._counts = {name: torch.tensor(value, device=self.device) for name, value in state["counts"].items()}
 

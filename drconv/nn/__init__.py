@@ -7,6 +7,7 @@ from drconv.nn.deformable import DeformableKernelConv2d
 from drconv.nn.diagnostics import auxiliary_loss, gradient_norms, keep_logits, region_statistics
 from drconv.nn.functional import region_conv2d
 from drconv.nn.fusion import fuse_for_inference
+from drconv.nn.generators import pool_inside
 from drconv.nn.guide import Guide, GuidedSequential
 from drconv.nn.local import LocalConv2d
 from drconv.nn.selection import is_pointwise
@@ -27,6 +28,7 @@ __all__ = [
     "gradient_norms",
     "is_pointwise",
     "keep_logits",
+    "pool_inside",
     "region_conv2d",
     "region_statistics",
     "substitute",

@@ -1,6 +1,7 @@
 """Filter generators: how the filters of an image are made from it (section 3.2 of the paper, decision D1)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,7 @@ class PooledGate(nn.Module):
         super().__init__()
         self.size = size
         self.peak = peak
+        self.extents: Tensor | None = None  # shares of the rows and columns to pool, set by pool_inside
         self.weight = nn.Parameter(torch.empty(units, in_channels, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(units, device=device, dtype=dtype))
         self.reset_parameters()
@@ -53,37 +55,74 @@ class PooledGate(nn.Module):
     def _gate(self, x: Tensor) -> Tensor:
         precise = torch.float64 if x.dtype == torch.float64 else torch.float32
         weight, bias = self.weight.to(precise), self.bias.to(precise)
-        if self.size == (1, 1):
+        if self.size == (1, 1) and self.extents is None:
             # Not mean(): its gradient is a map of its own, that of a sum a view.
             pooled = x.sum((2, 3), dtype=precise) / (x.shape[2] * x.shape[3])
             gate = F.linear(pooled, weight, bias).sigmoid()
         else:
-            pooled = pool_average(x.to(precise), self.size)
+            pooled = pool_average(x.to(precise), self.size, self.extents)
             gate = (torch.einsum("bchw,uc->buhw", pooled, weight) + bias[:, None, None]).sigmoid()
+            gate = gate.flatten(1) if self.size == (1, 1) else gate
         return gate if self.peak == 1 else gate * self.peak
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]}, {self.weight.shape[0]}, size={self.size}, peak={self.peak:g}"
 
 
-def pool_average(x: Tensor, size: Pair) -> Tensor:
+def pool_average(x: Tensor, size: Pair, extents: Tensor | None = None) -> Tensor:
     """Adaptive average pooling (B, C, H, W) to (B, C, *size) as two matrix products.
 
     Same windows and values as ``F.adaptive_avg_pool2d``, whose backward is not deterministic on CUDA.
+
+    Args:
+        x: (B, C, H, W).
+        size: rows and columns of the output.
+        extents: (B, 2), the shares of rows and columns from the first on that are pooled; None for all.
     """
-    rows = _pooling_matrix(x.shape[2], size[0], x)
-    columns = _pooling_matrix(x.shape[3], size[1], x)
+    shares = (None, None) if extents is None else extents.to(x.device).unbind(1)
+    rows = _pooling_matrix(x.shape[2], size[0], x, shares[0])
+    columns = _pooling_matrix(x.shape[3], size[1], x, shares[1])
     return rows @ x @ columns.mT
 
 
-def _pooling_matrix(length: int, bins: int, like: Tensor) -> Tensor:
-    """(bins, length): row i averages the positions floor(i L / n) to ceil((i + 1) L / n)."""
+def _pooling_matrix(length: int, bins: int, like: Tensor, share: Tensor | None) -> Tensor:
+    """(bins, length), or (B, 1, bins, length): row i averages the positions floor(i L / n) to ceil((i + 1) L / n).
+
+    L is the length, or the number of positions that begin within the share of it.
+    """
     position = torch.arange(length, device=like.device)
     index = torch.arange(bins, device=like.device)[:, None]
-    first = index * length // bins
-    end = -((index + 1) * length // -bins)
+    used: int | Tensor = length
+    if share is not None:  # the small number takes away what rounding may have added to a whole one
+        used = (share * length - 1e-4).ceil().clamp(1, length).long()[:, None, None, None]
+    first = index * used // bins
+    end = -((index + 1) * used // -bins)
     inside = ((position >= first) & (position < end)).to(like.dtype)
-    return inside / inside.sum(1, keepdim=True)
+    return inside / inside.sum(-1, keepdim=True)
+
+
+@contextmanager
+def pool_inside(network: nn.Module, sizes: Sequence[Pair], padded: Pair) -> Iterator[None]:
+    """A context in which every filter generator of a network pools a picture and not its padding.
+
+    Pictures of a batch are padded on the right and below to one size. Pooled with it, a picture's filters would depend
+    on the pictures beside it.
+
+    Args:
+        network: holds DRConvs, or none.
+        sizes: rows and columns of each picture of the batch.
+        padded: rows and columns of the batch.
+    """
+    gates = [module for module in network.modules() if isinstance(module, PooledGate)]
+    is_padded = any(size != padded for size in sizes)
+    extents = torch.tensor(sizes, dtype=torch.float64) / torch.tensor(padded) if is_padded else None
+    for gate in gates:
+        gate.extents = None if extents is None else extents.to(gate.weight.device)
+    try:
+        yield
+    finally:
+        for gate in gates:
+            gate.extents = None
 
 
 def grouped_filters(weight: Tensor, gate: Tensor, bias: Tensor | None, regions: int) -> Tensor:

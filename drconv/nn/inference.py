@@ -77,6 +77,8 @@ def _gate(generator: Any) -> tuple[Tensor | None, Tensor | None, float] | None:
     parameters = generator._parameters
     if not is_plain(generator) or "weight" not in parameters or "bias" not in parameters:
         return None
+    if generator.extents is not None:  # it pools pictures without their padding
+        return None
     return parameters["weight"], parameters["bias"], generator.peak
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from drconv.errors import UserError
+from drconv.files import read_json
 from drconv.migrations import migrate_record
 from drconv.tasks.registry import TASKS
 
@@ -116,8 +117,8 @@ def read_record(path: Path) -> Record:
         RecordError: the file is no JSON, lacks something, or is not of a complete run of an experiment.
     """
     try:
-        content = json.loads(path.read_text())
-    except ValueError:
+        content = read_json(path)
+    except (ValueError, OSError):
         raise RecordError(f"{path} is not JSON; run the experiment again or delete it") from None
     costs = COSTS if not isinstance(content, dict) or content.get("cost", 0) is not None else {}  # null: not countable
     required = REQUIRED | costs
@@ -163,11 +164,11 @@ def read_curve(path: Path) -> list[dict[str, Any]]:
         RecordError: a line is cut or no entry.
     """
     entries = []
-    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
+    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], 1):
         try:
             entry = json.loads(line)
             is_whole = isinstance(entry["split"], str) and isinstance(entry["step"], int)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             is_whole = False
         if not is_whole:
             raise RecordError(f"{path}, line {number}, is no entry of a curve; restore it or delete the line")

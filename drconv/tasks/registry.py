@@ -62,6 +62,21 @@ TASKS: dict[str, TaskEntry] = {
         Headline("val/top1", "top-1", "%"),
         ("val/top1", "val/top5", "val/loss", "val/samples", "val/skipped"),
     ),
+    "identification": TaskEntry(
+        "drconv.tasks.identification",
+        "Identification",
+        Headline("gallery/rank1", "rank-1", "%"),
+        (
+            *("gallery/rank1*", "gallery/trials", "gallery/distractors", "*/accuracy*", "*/std", "*/worst_fold"),
+            *("*/threshold_*", "*/tar_*", "*/pairs"),
+        ),
+    ),
+    "detection": TaskEntry(
+        "drconv.tasks.detection",
+        "Detection",
+        Headline("val/box_ap", "box AP", "%"),
+        ("val/box_ap*", "val/mask_ap*", "val/pictures", "val/detections"),
+    ),
 }
 
 

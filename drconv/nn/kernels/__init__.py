@@ -11,15 +11,18 @@ has the type and memory format of x and is differentiable in the four tensors.
 """
 
 import importlib
+import logging
 import os
 from collections.abc import Callable
 from types import ModuleType
 
-from torch import Tensor, is_grad_enabled, version
+from torch import Tensor, compiler, cuda, device, is_grad_enabled, version
+from torch import dtype as torch_dtype
+from torch.utils._python_dispatch import _disable_current_modes
 
 from drconv.nn.kernels.geometry import Geometry
 from drconv.nn.kernels.transforms import is_transformed
-from drconv.nn.kernels.trial import first_complaint
+from drconv.nn.kernels.trial import complaint
 
 NAMES = ("reference", "torch", "cpu", "triton")
 VARIABLE = "DRCONV_KERNEL"
@@ -27,7 +30,9 @@ PREFERRED = {"cpu": "cpu", "cuda": "triton"}
 _OPTIONAL = ("cpu", "triton")  # need a compiler or a package that may be missing
 _CHECKED = ("triton",)  # compiled for each device by what is installed there: tried out before they are used
 
+_LOGGER = logging.getLogger(__name__)
 _failures: dict[str, str] = {}  # why a module could not be imported
+_faults: dict[tuple[str, torch_dtype, device], str | None] = {}  # what a kernel did wrong when it was tried
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None, Geometry], Tensor]
 
@@ -85,19 +90,37 @@ def select(
         return _select_for_transforms(name)
     wanted = name or PREFERRED.get(x.device.type, "torch")
     module = load(wanted)
-    complaint = None
+    fault = None
     if module is not None and module.supports(*arguments):
-        if wanted in _CHECKED:
-            complaint = first_complaint(wanted, module.region_conv2d, x.dtype, x.device)
-        if complaint is None:
+        fault = _first_fault(wanted, x.dtype, x.device) if wanted in _CHECKED else None
+        if fault is None:
             return module.region_conv2d
     if name:
         key, chosen = ("kernel", f"kernel={name!r}") if kernel else (VARIABLE, f"{VARIABLE}={name}")
         raise ValueError(
             f"{chosen} cannot run on {x.device.type} with x {tuple(x.shape)} of {x.dtype}: "
-            f"{complaint or reason_against(name, module)}; leave {key} empty to choose"
+            f"{fault or reason_against(name, module)}; leave {key} empty to choose"
         )
     return load("torch").region_conv2d  # type: ignore[union-attr]
+
+
+@compiler.assume_constant_result
+def _first_fault(name: str, dtype: torch_dtype, place: device) -> str | None:
+    """What is wrong with a kernel, tried once in a process for each type and device; a fault is logged in one line.
+
+    A CUDA graph that is being captured cannot wait for an answer: there the kernel is taken untried.
+    """
+    key = (name, dtype, place)
+    if key not in _faults:
+        module = load(name)
+        assert module is not None  # it has just said that it supports this
+        if place.type == "cuda" and cuda.is_current_stream_capturing():
+            return None
+        with _disable_current_modes():  # no counting and no fake tensors
+            _faults[key] = complaint(module.region_conv2d, dtype, place)
+        if _faults[key] is not None:
+            _LOGGER.warning("the %s kernel of DRConv is not used on %s, torch is: %s", name, place, _faults[key])
+    return _faults[key]
 
 
 def _select_for_transforms(name: str | None) -> Kernel:

@@ -45,7 +45,7 @@ def cache_folders() -> list[Path]:
 
 
 def find_or_build(name: str, command: Command) -> Path:
-    """The library ``name``.so from the first cache folder that has it, else built in the first that can be written.
+    """The library ``name``.so from the first cache folder that has it or can be written, where it is built.
 
     Loading a library runs it, so one is taken from a folder that ``TORCH_EXTENSIONS_DIR`` names, but elsewhere only
     where it belongs to this user or to root.
@@ -61,7 +61,6 @@ def find_or_build(name: str, command: Command) -> Path:
     for library in libraries:
         if os.access(library, os.R_OK):
             return library
-    for library in libraries:
         if (lock := _open_lock(library.with_name("flock"))) is not None:
             with lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
@@ -103,6 +102,7 @@ def _compile(command: Command, library: Path, lock: IO[str]) -> None:
         guarded,
         pass_fds=[lock.fileno()],
         start_new_session=True,
+        env={name: value for name, value in os.environ.items() if name != "LD_PRELOAD"},  # such as a sanitizer's
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

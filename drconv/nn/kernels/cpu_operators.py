@@ -85,7 +85,7 @@ def _layer(
     """A whole layer in ordinary operations; ``kernels.select_layer`` has the arguments."""
     logits = guide if has_logits else F.conv2d(x, guide)
     if guide_norm:
-        logits = F.batch_norm(logits, *guide_norm[:2], eps=guide_eps)
+        logits = F.batch_norm(logits, guide_norm[0], guide_norm[1], eps=guide_eps)
     made = x.new_empty(0) if has_logits else logits
     if logits.shape[2:] != x.shape[2:]:
         logits = F.interpolate(logits, x.shape[2:], mode="nearest")
@@ -101,7 +101,7 @@ def _layer(
     if bias is not None:
         y = y + bias.view(-1, 1, 1)
     if norm:
-        y = F.batch_norm(y, *norm, eps=eps)
+        y = F.batch_norm(y, norm[0], norm[1], norm[2], norm[3], eps=eps)
     return (y if limit is None else y.clamp(0.0, limit)), made
 
 

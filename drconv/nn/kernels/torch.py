@@ -5,8 +5,9 @@ matrix product: one convolution's arithmetic in the forward pass. A scale multip
 are never made for it. Backward, the guide needs the response of every filter at every position; these M products are
 reduced at once over the channels and hold the gradient of x as well. Positions, not filters, are kept for backward.
 
-Windows other than 1x1 go through ``unfold``. The letters: N = B Ho Wo positions (rows), G groups, D = C/G K K the
-length of a row in a group, S segments: the M regions, or the B M pairs where every image has its own filters.
+Windows other than 1x1 go through ``unfold``, large maps in strips. The letters: N = B Ho Wo positions (rows), G groups,
+D = C/G K K the length of a row in a group, S segments: the M regions, or the B M pairs where every image has its own
+filters.
 """
 
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from drconv.nn.kernels import flops, segments
+from drconv.nn.kernels import flops, segments, strips
 from drconv.nn.kernels.geometry import Geometry
 from drconv.nn.kernels.rows import (
     as_image,
@@ -77,6 +78,10 @@ class _RegionConv2d(torch.autograd.Function):
 
 
 def forward(x: Tensor, weight: Tensor, logits: Tensor, scale: Tensor | None, geometry: Geometry) -> Tensor:
+    return strips.run_forward(_forward_strip, x, weight, logits, scale, geometry)
+
+
+def _forward_strip(x: Tensor, weight: Tensor, logits: Tensor, scale: Tensor | None, geometry: Geometry) -> Tensor:
     batch, _, height, width = logits.shape
     out_channels = weight.shape[2]
     if x.numel() == 0:
@@ -99,6 +104,18 @@ def backward(
     needs: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x, weight, logits and scale, None where not needed."""
+    return strips.run_backward(_backward_strip, grad, x, weight, logits, scale, geometry, needs)
+
+
+def _backward_strip(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    logits: Tensor,
+    scale: Tensor | None,
+    geometry: Geometry,
+    needs: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
     inputs = (x, weight, logits, scale)
     if x.numel() == 0:
         return tuple(torch.zeros_like(t) if t is not None and n else None for t, n in zip(inputs, needs, strict=True))

@@ -9,10 +9,17 @@ from torch.autograd import forward_ad
 
 
 def is_transformed() -> bool:
-    """Whether a transform is at work on what is computed now; never while torch.compile traces."""
-    if torch.compiler.is_compiling():
-        return False
+    """Whether a transform is at work on what is computed now, in a compiled function too."""
+    return _ask_while_tracing() if torch.compiler.is_compiling() else _ask()
+
+
+def _ask() -> bool:
     return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+@torch.compiler.assume_constant_result
+def _ask_while_tracing() -> bool:
+    return _ask()  # the compiler enters a transform that it traces
 
 
 def refuse_tangents(*tensors: Tensor | None) -> None:

@@ -1,11 +1,9 @@
 """A small drawn problem that shows whether a kernel can be trusted on a device, against ``reference`` in float64."""
 
-import logging
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from drconv.nn.kernels import reference
 from drconv.nn.kernels.geometry import Geometry
@@ -15,8 +13,6 @@ PARTS = ("output", "x", "weight", "logits", "scale")
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 5e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None, Geometry], Tensor]
-_LOGGER = logging.getLogger(__name__)
-_found: dict[tuple[str, torch.dtype, torch.device], str | None] = {}  # what was wrong, or None
 _GEOMETRY = Geometry((1, 1), (0, 0), (1, 1), 1)
 
 
@@ -42,9 +38,9 @@ def draw(
 def errors(kernel: Kernel, tensors: list[Tensor]) -> dict[str, float]:
     """Largest error of the output and of each gradient, over the largest number of what is right."""
     actual = _run(kernel, tensors)
-    expected = _run(reference.region_conv2d, [tensor.detach().cpu().double() for tensor in tensors])
+    expected = _run(reference.region_conv2d, [tensor.cpu().double() for tensor in tensors])
     return {
-        part: float((a.detach().cpu().double() - e).abs().max() / e.abs().max())
+        part: float((a.cpu().double() - e).abs().max() / e.abs().max())
         for part, a, e in zip(PARTS, actual, expected, strict=True)
     }
 
@@ -53,8 +49,10 @@ def _run(kernel: Kernel, tensors: list[Tensor]) -> list[Tensor]:
     device = tensors[0].device.type
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
         leaves = [tensor.clone().requires_grad_() for tensor in tensors[:4]]
-        output = kernel(*leaves, _GEOMETRY)
-        return [output, *torch.autograd.grad(output, leaves, tensors[4].clone())]
+        x, weight, logits, scale = leaves
+        output = kernel(x, weight, logits, scale, _GEOMETRY)
+        gradients = torch.autograd.grad(output, leaves, tensors[4].clone())
+        return [output.detach(), *gradients]
 
 
 def complaint(kernel: Kernel, dtype: torch.dtype, device: torch.device) -> str | None:
@@ -68,20 +66,3 @@ def complaint(kernel: Kernel, dtype: torch.dtype, device: torch.device) -> str |
     if found[part] <= TOLERANCE[dtype]:
         return None
     return f"its {part} is off by {found[part]:.1e} in {str(dtype).removeprefix('torch.')} (of the largest number)"
-
-
-@torch.compiler.assume_constant_result
-def first_complaint(name: str, kernel: Kernel, dtype: torch.dtype, device: torch.device) -> str | None:
-    """``complaint``, asked once in a process for each type and device; what is wrong is also logged, in one line.
-
-    A CUDA graph that is being captured cannot wait for an answer: there the kernel is taken unchecked.
-    """
-    key = (name, dtype, device)
-    if key not in _found:
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            return None
-        with _disable_current_modes():  # no counting and no fake tensors
-            _found[key] = complaint(kernel, dtype, device)
-        if _found[key] is not None:
-            _LOGGER.warning("the %s kernel of DRConv is not used on %s, torch is: %s", name, device, _found[key])
-    return _found[key]

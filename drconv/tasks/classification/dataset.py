@@ -11,7 +11,7 @@ from torch.utils.data import default_collate
 
 from drconv.data.hashing import hash_range
 from drconv.data.source import Source
-from drconv.errors import DataError
+from drconv.errors import DataError, printable
 from drconv.interfaces import Batch, Facts, Fingerprint, Sample, SampleKey
 
 logger = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ class PictureDataset:
         self.size = size
         self.positions = positions
         self.skip_broken = skip_broken
+        self._outputs = list(range(len(source.classes)))  # label of each class
 
     @property
     def classes(self) -> list[str]:
@@ -79,7 +80,7 @@ class PictureDataset:
                     raise
                 logger.warning("skipped: %s", str(error).rpartition("; ")[0])  # the rest says how to skip it
                 continue
-            label = int(self.source.labels[position])
+            label = self._outputs[int(self.source.labels[position])]
             return self.transform({"image": picture, "label": label, "index": index, "valid": shift == 0}, seed)
         raise DataError(f"none of the {len(self)} pictures of {self.source.name} decodes; check data.root")
 
@@ -90,13 +91,18 @@ class PictureDataset:
     def facts(self) -> Facts:
         return Facts(len(self.classes), (self.size, self.size), self.classes)
 
+    def relabel(self, names: list[str]) -> None:
+        """Labels become positions in a list of names that has all classes."""
+        positions = {name: position for position, name in enumerate(names)}
+        self._outputs = [positions[name] for name in self.classes]
+
     def fingerprint(self) -> Fingerprint:
         """Number of pictures used, files and classes, and a hash over names and sizes."""
         return {"pictures": len(self), **self.source.fingerprint()}
 
     def describe(self) -> str:
         """One line for the log."""
-        return f"{self.source.name}: {len(self):,} pictures, {len(self.classes):,} classes"
+        return f"{printable(self.source.name)}: {len(self):,} pictures, {len(self.classes):,} classes"
 
     def _position(self, index: int) -> int:
         return index if self.positions is None else int(self.positions[index])

@@ -1,6 +1,7 @@
 """ImageNet (ILSVRC2012): class folders, or the flat validation folder with one of its ground-truth files."""
 
 import csv
+import io
 import re
 from collections.abc import Iterator
 from itertools import groupby
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from drconv.data.index import PICTURE_ENDINGS, FileIndex, list_pictures, pack, visible_entries
 from drconv.errors import DataError
+from drconv.files import open_regular
 
 SOLUTION_FILE = "LOC_val_solution.csv"
 GROUND_TRUTH_FILE = "ILSVRC2012_validation_ground_truth.txt"
@@ -60,8 +62,10 @@ def read_solution(path: Path) -> dict[str, str]:
     Raises:
         DataError: a line that is not ``name,wnid ...``.
     """
-    with path.open(newline="") as file:
-        rows = list(csv.reader(file))
+    try:
+        rows = list(csv.reader(io.StringIO(_read_text(path), newline="")))
+    except csv.Error as error:
+        raise DataError(f"{path} is no table of comma-separated values ({error})") from None
     wnids = {}
     for number, row in enumerate(rows[1:], start=2):
         wnid = row[1].split(maxsplit=1)[0] if len(row) > 1 and row[1].strip() else ""
@@ -79,19 +83,19 @@ def read_ground_truth(path: Path, synsets: Path, files: list[str]) -> dict[str, 
             ILSVRC ids are not in sorted order, and such a list would silently mix up the classes.
     """
     wnids = read_synsets(synsets)
-    ids = path.read_text().split()
+    ids = _read_text(path).split()
     if len(ids) != len(files):
         raise DataError(
             f"{path} has {len(ids)} lines for {len(files)} pictures; all pictures are needed with this file"
         )
-    if not all(text.isdecimal() and 1 <= int(text) <= len(wnids) for text in ids):
+    if not all(text.isdecimal() and len(text) < 9 and 1 <= int(text) <= len(wnids) for text in ids):
         raise DataError(f"{path} must have one number from 1 to {len(wnids)} (the wnids of {synsets}) per line")
     return {Path(name).stem: wnids[int(text) - 1] for name, text in zip(files, ids, strict=True)}
 
 
 def read_synsets(path: Path) -> list[str]:
     """Read one wnid per line, in the order of the ILSVRC ids (text after the wnid is ignored)."""
-    wnids = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+    wnids = [line.split()[0] for line in _read_text(path).splitlines() if line.strip()]
     wrong = [wnid for wnid in wnids if not is_wnid(wnid)]
     if wrong or len(set(wnids)) != len(wnids):
         raise DataError(f"{path} must have one wnid (n01440764) per line, each once; found {(wrong or ['repeats'])[0]}")
@@ -114,6 +118,14 @@ def _validation_wnids(root: Path, folder: Path, files: list[str]) -> dict[str, s
         f"{folder} has no class folders, so its labels must be in {root}: {SOLUTION_FILE}, or {GROUND_TRUTH_FILE} "
         f"together with {SYNSETS_FILE} (one wnid per line in the order of the ILSVRC ids; see docs/data.md)"
     )
+
+
+def _read_text(path: Path) -> str:
+    try:
+        with open_regular(path) as file:
+            return file.read().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as text ({error})") from None
 
 
 def _find(root: Path, folder: Path, name: str) -> Path | None:

@@ -21,6 +21,7 @@ from drconv.interfaces import Sample
 
 INTERPOLATIONS = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
 _BRIGHTNESS, _CONTRAST, _SATURATION = range(3)
+MAX_ASPECT = 8  # of a picture that is resized by its shorter side
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as in Pillow
 
 Box = tuple[int, int, int, int]
@@ -111,8 +112,15 @@ def random_resized_box(height: int, width: int, augment: AugmentConfig, random: 
 
 
 def resize_shorter_side(image: Tensor, size: int, interpolation: InterpolationMode) -> Tensor:
-    """Resize (3, H, W) so that the shorter side has ``size`` pixels; the aspect ratio is kept."""
-    if min(image.shape[1:]) == size:
+    """Resize (3, H, W) so that the shorter side has ``size`` pixels; the aspect ratio is kept.
+
+    Of a picture that is more than 8 times as long as wide only the middle is resized: 2,000 pixels beside one would
+    become 256 x 512,000. Others are what torchvision makes of them.
+    """
+    shorter = min(image.shape[1:])
+    if max(image.shape[1:]) > MAX_ASPECT * shorter:
+        image = F.center_crop(image, [min(side, MAX_ASPECT * shorter) for side in image.shape[1:]])
+    if shorter == size:
         return image
     return F.resize(image, [size], interpolation=interpolation, antialias=True)
 

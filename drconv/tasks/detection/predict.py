@@ -1,0 +1,113 @@
+"""Any folder of pictures through a trained detector: pictures with boxes, masks and scores, and the results as JSON."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from pycocotools import mask as rle
+from torch import Tensor, nn
+
+from drconv.config import Config
+from drconv.data import normalise
+from drconv.data.decode import read_picture
+from drconv.errors import DataError
+from drconv.files import replace_file
+from drconv.tasks.detection.average_precision import Found
+from drconv.tasks.detection.task import as_found
+from drconv.tasks.detection.transforms import Change, change_picture, fit
+
+COLOURS = ((230, 60, 60), (60, 160, 240), (70, 200, 90), (240, 180, 40), (190, 90, 230), (40, 200, 200))
+OPACITY = 0.45
+
+
+@torch.inference_mode()
+def predict(
+    network: nn.Module,
+    config: Config,
+    names: Sequence[str],
+    images: Sequence[Path],
+    out: Path,
+    score: float = 0.5,
+) -> list[Path]:
+    """Writes a PNG for every picture, and ``results.json``, below a folder.
+
+    The results are the official records (``image_id`` is the file's name) of every detection, the pictures show those
+    from a score on.
+
+    Args:
+        network: a detector with its weights.
+        config: of its run.
+        names: of the classes, label 1 first.
+        images: picture files.
+        out: folder, made if it is missing.
+        score: lowest score that is drawn.
+
+    Returns:
+        The pictures that were written.
+
+    Raises:
+        DataError: there is no picture, or one does not decode.
+    """
+    if not images:
+        raise DataError("images= names no picture; give files or a folder of .jpg and .png files")
+    out.mkdir(parents=True, exist_ok=True)
+    network.eval()
+    records, written = [], []
+    for path in images:
+        picture = read_picture(path, exif=config.data.coco.exif)
+        found = detect(network, config, picture)
+        records += as_records(found, path.name, (picture.shape[1], picture.shape[2]), network.category_ids.tolist())  # type: ignore[union-attr,operator]
+        written.append(out / f"{path.stem}.png")
+        draw(picture, found, names, score).save(written[-1])
+    replace_file(out / "results.json", json.dumps(records))
+    return written
+
+
+def detect(network: nn.Module, config: Config, picture: Tensor) -> Found:
+    """The detections in a picture, uint8 (3, H, W), as evaluation finds them."""
+    before, coco = (picture.shape[1], picture.shape[2]), config.data.coco
+    change = Change(fit(before, coco.sizes[-1], coco.max_size))
+    device = next(network.parameters()).device
+    pixels = change_picture(picture, change)[None].to(device)
+    (detections,) = network(normalise(pixels, config.data, config.runtime.channels_last), [change.size])
+    return as_found(detections, 0, before, change.size)
+
+
+def as_records(found: Found, name: str, size: tuple[int, int], category_ids: list[int]) -> list[dict]:
+    """Official results with box and, where there is one, mask; sorted by score as the detector gives them."""
+    records = []
+    for i, (x1, y1, x2, y2) in enumerate(found.boxes.tolist()):
+        record = {"image_id": name, "category_id": category_ids[int(found.labels[i]) - 1]}
+        record |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "score": float(found.scores[i])}
+        if found.masks is not None:
+            record["segmentation"] = {"size": list(size), "counts": found.masks[i].decode()}
+        records.append(record)
+    return records
+
+
+def draw(picture: Tensor, found: Found, names: Sequence[str], score: float) -> Image.Image:
+    """The picture, uint8 (3, H, W), with what was found, the surest on top."""
+    canvas = picture.permute(1, 2, 0).numpy().astype(np.float32)
+    size = (picture.shape[1], picture.shape[2])
+    shown = [i for i in np.argsort(found.scores) if found.scores[i] >= score]
+    for i in shown:
+        if found.masks is not None:
+            inside = rle.decode({"size": list(size), "counts": found.masks[i]}).astype(bool)
+            canvas[inside] = (1 - OPACITY) * canvas[inside] + OPACITY * np.array(_colour(found, i))
+    image = Image.fromarray(canvas.round().astype(np.uint8))
+    pen = ImageDraw.Draw(image)
+    for i in shown:
+        box = tuple(found.boxes[i].tolist())
+        text = f"{names[int(found.labels[i]) - 1]} {found.scores[i]:.2f}"
+        pen.rectangle(box, outline=_colour(found, i), width=max(1, round(max(size) / 320)))
+        place = pen.textbbox((box[0] + 2, max(0.0, box[1] - 11)), text)
+        pen.rectangle(place, fill=_colour(found, i))
+        pen.text(place[:2], text, fill=(255, 255, 255))
+    return image
+
+
+def _colour(found: Found, i: int) -> tuple[int, int, int]:
+    return COLOURS[int(found.labels[i]) % len(COLOURS)]
