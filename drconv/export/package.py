@@ -3,17 +3,19 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx.node import map_aggregate
 
 from drconv.errors import ExportError
 from drconv.export.native import torch_library
 from drconv.export.onnx import MOST_IMAGES, PICTURES, TOLERANCE, fold
+from drconv.nn.kernels import cpu
 
 
 @dataclass(frozen=True)
@@ -42,16 +44,38 @@ class ChannelsLast(nn.Module):
         return self.network(image.contiguous(memory_format=torch.channels_last))
 
 
-def _replace_infinities(program: torch.export.ExportedProgram) -> None:
-    """The open end of a ReLU as a number: a package lists our operators' arguments in JSON, which has no infinity."""
-    largest = torch.finfo(torch.float32).max
+@contextmanager
+def _packaged_calls() -> Iterator[None]:
+    """Calls of the layer's operator whose arguments a package can hold.
 
-    def replace(value: Any) -> Any:
-        return largest if isinstance(value, float) and value == float("inf") else value
+    It lists them in JSON, which has no infinity, and gives an empty list back as None (torch 2.14): the open end of a
+    ReLU becomes a number, and an absent batch norm one that changes nothing.
+    """
+    find = cpu.run_layer
 
-    for node in program.graph.nodes:
-        if str(node.target).startswith("drconv."):
-            node.args, node.kwargs = map_aggregate(node.args, replace), map_aggregate(node.kwargs, replace)
+    def run(x: Tensor, weight: Tensor, guide: Tensor, *rest: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        has_logits, guide_norm, guide_eps, gate_weight, gate_bias, peak, bias, norm, eps, limit, *others = rest
+        if not guide_norm:
+            guide_norm, guide_eps = _neutral(x, guide.shape[1] if has_logits else guide.shape[0]), 0.0
+        if not norm:
+            norm, eps = _neutral(x, weight.shape[1]), 0.0
+        if limit == float("inf"):
+            limit = torch.finfo(torch.float32).max
+        gate = (gate_weight, gate_bias, peak)
+        return find()(
+            x, weight, guide, has_logits, guide_norm, guide_eps, *gate, bias, norm, eps, limit, *others, **named
+        )
+
+    cpu.run_layer = lambda: run
+    try:
+        yield
+    finally:
+        cpu.run_layer = find
+
+
+def _neutral(x: Tensor, channels: int) -> list[Tensor]:
+    """Mean and variance of a batch norm that changes nothing."""
+    return [x.new_zeros(channels), x.new_ones(channels)]
 
 
 def export_package(network: nn.Module, path: Path, example: Tensor) -> PackageExport:
@@ -76,8 +100,8 @@ def export_package(network: nn.Module, path: Path, example: Tensor) -> PackageEx
     pictures = torch.randn(PICTURES, *example.shape[1:], generator=torch.Generator().manual_seed(0)).to(example)
     with torch.no_grad(), tempfile.TemporaryDirectory(dir=path.parent) as folder:
         module(example)  # packs the filters, once for all calls of the package
-        program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
-        _replace_infinities(program)
+        with _packaged_calls():
+            program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
         file = torch._inductor.aoti_compile_and_package(program, package_path=str(Path(folder) / path.name))
         expected, ours = module(pictures), torch._inductor.aoti_load_package(file)(pictures)
         error = float((expected - ours).abs().max() / expected.abs().max())
