@@ -21,7 +21,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "model.conv": ("standard", "drconv", "condconv", "local", "deformable"),
     "model.drconv.generator": ("grouped", "experts"),
     "model.drconv.guide": ("block", "own"),
-    "model.drconv.guide_norm": ("none", "batch"),
+    "model.drconv.guide_norm": ("none", "scale", "batch"),
     "model.condconv.routing": ("block", "own"),
     "model.detector.norm": ("batch", "frozen"),
     "data.name": (
