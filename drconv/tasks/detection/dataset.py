@@ -178,7 +178,7 @@ class CocoDataset:
         return {
             "pictures": len(self),
             "files": {part.index.path.name: part.index.digest for part in self.parts},
-            "categories": len(self.categories),
+            "categories": [name for _, name in self.categories],
         }
 
 
