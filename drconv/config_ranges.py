@@ -21,6 +21,7 @@ RANGES: dict[str, str] = {
     "model.drconv.init_noise": "[0, 1000]",
     "model.drconv.init_gain": "(0, 1000]",
     "model.drconv.filter_sharing": "[0, 1]",
+    "model.drconv.filter_sharing_end": "[0, 1]",
     "model.drconv.generator_gradient": "[0, 1000]",
     "model.drconv.guide_stride": "[1, 1024]",
     "model.drconv.guide_gradient": "[0, 1000]",

@@ -67,6 +67,7 @@ ALLOWED = {  # part of drconv: parts it may import from, besides itself, config 
     "config_check": {"config_ranges", "paths", "tasks", "world"},
     "messages": {"paths"},
     "identity": set(),
+    "planted": {"nn"},
     "compose": {"config_check", "identity", "migrations", "stored_yaml"},
     "cli": {"compose", "messages", "migrations"},
     "engine": {

@@ -24,17 +24,14 @@ from drconv.results.check import find_problems
 from drconv.results.collect import collect, find_results
 from drconv.results.make_record import circumstances, run_record, write_json
 from drconv.results.read_records import RecordError
-from drconv.results.render import render_pages
+from drconv.results.render import PAGES_WITH_BLOCKS, render_pages
 from drconv.results.tables import load_sources, make_tables
 from drconv.weights import save_weights
 
 ROOT = Path(__file__).parents[1]
 PLAIN = "small/imagenette/shufflenetv2_0.5x"
 DRCONV = "small/imagenette/drconv_shufflenetv2_0.5x"
-BLOCKS = [
-    f"<!-- tables:begin {name} -->\n<!-- tables:end -->\n\n"
-    for name in ("imagenette_0.5x", "imagenette_0.25x", "cifar10", "inside")
-]
+BLOCKS = [f"<!-- tables:begin {name} -->\n<!-- tables:end -->\n\n" for name in PAGES_WITH_BLOCKS["docs/evidence.md"]]
 EVIDENCE = f"# Words of a person\n\n{''.join(BLOCKS)}More words.\n"
 
 

@@ -51,12 +51,12 @@ def decode_face(data: bytes, name: str) -> Tensor:
     """JPEG or PNG bytes to uint8 RGB (3, H, W).
 
     Raises:
-        DataError: they are neither, or damaged.
+        DataError: they are neither, damaged, or a picture of more than ``MAX_PIXELS``.
     """
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
             if picture.width * picture.height > MAX_PIXELS:
-                raise ValueError(f"{picture.width} x {picture.height} pixels, {MAX_PIXELS} are allowed")
+                raise ValueError(f"{picture.width}x{picture.height} pixels")
             pixels = np.array(picture.convert("RGB"))
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
