@@ -12,6 +12,7 @@ BLOCK = re.compile(r"(<!-- tables:begin(?: (?P<name>[\w.]+))? -->\n)(?P<body>.*?
 PAGES_WITH_BLOCKS = {  # page: the tables that stand on it
     "README.md": ("summary",),
     "docs/evidence.md": ("imagenette_0.5x", "imagenette_0.25x", "cifar10", "inside"),
+    "docs/faces.md": ("faces", "table2"),
 }
 GENERATED_PAGE = "results/README.md"
 INTRODUCTION = f"""# Results
