@@ -3,7 +3,6 @@
 Upper ends are far above what anybody has used and below what ends a machine: a slip of the finger is a message.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any, get_args, get_type_hints
@@ -56,6 +55,7 @@ RANGES: dict[str, str] = {
     "task.classification.label_smoothing": "[0, 1)",
     "task.identification.scale": "(0, 1000]",
     "task.identification.margin": "[0, 3.1415]",
+    "model.drconv.filter_sharing_end": "[0, 1]",
     "recipe.steps": "[1, 1000000000]",
     "recipe.epochs": "(0, 1000000]",
     "recipe.batch_size": "[1, 1000000]",
@@ -99,8 +99,8 @@ def range_problems(config: Config) -> Iterator[str]:
 
 
 def is_within(value: object, text: str) -> bool:
-    """Whether a number lies in a range such as ``(0, 1]``."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    """Whether a number lies in a range such as ``(0, 1]``; NaN lies in none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     low, high = _ends(text)
     above = value >= low if text[0] == "[" else value > low
@@ -131,7 +131,7 @@ def _values(owner: Any, parts: list[str]) -> Iterator[Any]:
             yield from _values(item, parts)
     elif not parts:
         yield owner
-    elif (value := getattr(owner, parts[0])) is not None:
+    elif (value := getattr(owner, parts[0], None)) is not None:  # a key of a task that is not there yet
         if len(parts) == 1:
             yield value
         else:

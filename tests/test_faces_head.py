@@ -228,7 +228,10 @@ def ranks_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two and three ranks computed, all in one start of five processes."""
     folder = tmp_path_factory.mktemp("ranks")
     torch.save(_engine_run(stop=3), folder / "halfway.pt")
-    running = [mp.spawn(_rank, (ranks, str(folder)), nprocs=ranks, join=False) for ranks in (2, 3)]
+    running = [  # forked, since each import of torch and the engine takes seconds
+        mp.start_processes(_rank, (ranks, str(folder)), nprocs=ranks, join=False, start_method="fork")
+        for ranks in (2, 3)
+    ]
     for processes in running:
         while not processes.join():
             pass

@@ -15,7 +15,7 @@ import os
 from dataclasses import asdict, dataclass
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from drconv.config import Config, ModelConfig
 from drconv.files import replace_file
@@ -63,6 +63,7 @@ def load_model_config(name: str) -> ModelConfig:
     if not path.is_file():
         raise FileNotFoundError(f"{name} is not a model; choose one of the files in configs/model")
     content = OmegaConf.load(path)
+    assert isinstance(content, DictConfig)
     section = content.get("model", content)  # files of networks for other tasks choose a recipe too
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), section))
     assert isinstance(config, ModelConfig)

@@ -17,6 +17,7 @@ import numpy as np
 
 from drconv.commands.predict import load_embedder
 from drconv.compose import config_of_run
+from drconv.config import Config
 from drconv.errors import ConfigError
 from drconv.files import replace_file
 from drconv.messages import exit_with
@@ -90,7 +91,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def features_of(config, options: argparse.Namespace, folder: Path, entries: TemplateList) -> Floats:
+def features_of(config: Config | None, options: argparse.Namespace, folder: Path, entries: TemplateList) -> Floats:
     """Unit rows of a list."""
     if config is None:
         return read_features(folder, entries.paths, options.suffix)

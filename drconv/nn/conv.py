@@ -192,8 +192,11 @@ class DRConv2d(FilterBank):
     @property
     def is_one_product(self) -> bool:
         """Whether a position is one product of one pixel, with a static or a mixed filter: 1x1, stride 1, one group."""
-        is_pointwise = self.weight.shape[3:] == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0)
-        return is_pointwise and self.groups == 1 and (self.experts is not None or self.is_factored)
+        weight = self.weight
+        is_pointwise = weight.shape[3:] == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0)
+        if not is_pointwise or self.groups != 1:
+            return False
+        return self.experts is not None or (self.filter_bias is None and len(weight) == self.regions)
 
     def reset_parameters(self, std: float | None = None) -> None:
         """Start as a standard convolution that learns as fast as one.

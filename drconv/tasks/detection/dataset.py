@@ -133,7 +133,7 @@ class CocoDataset:
 
     def _read(self, part: Part, position: int, size: tuple[int, int]) -> Tensor:
         path = part.folder / part.index.name(position)
-        picture = read_picture(path, self.config.exif)
+        picture = read_picture(path, exif=self.config.exif)
         if tuple(picture.shape[1:]) != size:
             raise DataError(
                 f"{path} has {picture.shape[1]} rows and {picture.shape[2]} columns, and {part.index.path} says "

@@ -57,7 +57,7 @@ def predict(
     network.eval()
     records, written = [], []
     for path in images:
-        picture = read_picture(path, config.data.coco.exif)
+        picture = read_picture(path, exif=config.data.coco.exif)
         found = detect(network, config, picture)
         records += as_records(found, path.name, (picture.shape[1], picture.shape[2]), network.category_ids.tolist())  # type: ignore[union-attr,operator]
         written.append(out / f"{path.stem}.png")

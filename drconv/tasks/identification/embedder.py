@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from drconv.config import Config
 from drconv.data import prepare
+from drconv.data.decode import read_picture
 from drconv.data.index import list_pictures
 from drconv.errors import DataError
 from drconv.files import file_hash, replace_file
 from drconv.tasks.identification.extraction import fingerprint_of
-from drconv.tasks.identification.pictures import decode_face, fit_face
+from drconv.tasks.identification.pictures import fit_face
 from drconv.tasks.identification.rank import Floats
 
 _CELL = (112, 96)
@@ -41,7 +42,7 @@ class Embedder:
     def pictures(self, paths: list[Path]) -> Tensor:
         """Embeddings (n, D) of picture files; with ``data.faces.flip_test`` the sum with the mirror's."""
         window = self.config.data.faces.window
-        faces = torch.stack([fit_face(decode_face(path.read_bytes(), str(path)), window, str(path)) for path in paths])
+        faces = torch.stack([fit_face(read_picture(path), window, str(path)) for path in paths])
         images = prepare({"image": faces}, self.config.data, self.device, self.config.runtime.channels_last)["image"]
         plain = self.network(images).float()
         return plain + self.network(images.flip(-1)).float() if self.config.data.faces.flip_test else plain
@@ -99,7 +100,6 @@ def contact_sheet(probes: list[Path], gallery: list[Path], order: NDArray[np.int
 
 
 def _thumbnail(path: Path) -> Image.Image:
-    face = decode_face(path.read_bytes(), str(path))
-    picture = Image.fromarray(face.permute(1, 2, 0).numpy())
+    picture = Image.fromarray(read_picture(path).permute(1, 2, 0).numpy())
     picture.thumbnail((_CELL[1], _CELL[0]))
     return picture

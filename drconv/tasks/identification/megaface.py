@@ -20,7 +20,7 @@ from drconv.errors import DataError
 from drconv.files import replace_file
 from drconv.tasks.identification.rank import Floats, normalise
 
-_TYPES = {5: np.dtype("<f4"), 6: np.dtype("<f8")}
+_TYPES: dict[int, np.dtype[np.floating]] = {5: np.dtype("<f4"), 6: np.dtype("<f8")}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from drconv.data.decode import MAX_PIXELS
 from drconv.data.hashing import hash_integers, hash_range
 from drconv.data.source import Source
 from drconv.errors import DataError
@@ -50,10 +51,12 @@ def decode_face(data: bytes, name: str) -> Tensor:
     """JPEG or PNG bytes to uint8 RGB (3, H, W).
 
     Raises:
-        DataError: they are neither, or damaged.
+        DataError: they are neither, damaged, or a picture of more than ``MAX_PIXELS``.
     """
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise ValueError(f"{picture.width}x{picture.height} pixels")
             pixels = np.array(picture.convert("RGB"))
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

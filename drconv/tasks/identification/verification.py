@@ -46,7 +46,7 @@ class Verification:
         return 1 - self.threshold / 2
 
 
-def verify(first: Doubles, second: Doubles, same: Flags, folds: int = 10) -> Verification:
+def verify(first: NDArray[np.floating], second: NDArray[np.floating], same: Flags, folds: int = 10) -> Verification:
     """Compares the rows of two sets of embeddings.
 
     Args:
@@ -90,7 +90,7 @@ def drawn_pairs(identities: NDArray[np.int64], most: int, seed: int = 0) -> tupl
     return np.stack([rows[order], columns[order]], 1), same[order]
 
 
-def _unit(rows: Doubles) -> Doubles:
+def _unit(rows: NDArray[np.floating]) -> Doubles:
     wide = rows.astype(np.float64)
     lengths = np.sqrt(np.square(wide).sum(1, keepdims=True))
     bad = ~(np.isfinite(lengths) & (lengths > 0))
