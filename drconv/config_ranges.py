@@ -55,7 +55,6 @@ RANGES: dict[str, str] = {
     "task.classification.label_smoothing": "[0, 1)",
     "task.identification.scale": "(0, 1000]",
     "task.identification.margin": "[0, 3.1415]",
-    "model.drconv.filter_sharing_end": "[0, 1]",
     "recipe.steps": "[1, 1000000000]",
     "recipe.epochs": "(0, 1000000]",
     "recipe.batch_size": "[1, 1000000]",

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from drconv.commands import megaface
+from drconv.commands import data, megaface
 from drconv.errors import ConfigError, DataError
 from drconv.tasks.identification.alignment import TEMPLATE, align, align_folder, similarity, template
 from drconv.tasks.identification.curves import cmc, ranks_and_rates, write_picture, write_result
@@ -333,6 +333,10 @@ def test_bad_landmarks_are_listed(tmp_path: Path) -> None:
         ["[Errno", "2]", "No"],
         ["not", "ten", "numbers"],
     ]
+    arguments = [str(tmp_path), str(tmp_path / "out"), "--landmarks", str(tmp_path / "points.csv")]
+    assert data.main(["align", *arguments]) == 1
+    (tmp_path / "points.csv").write_text(f"a.png,{good}")
+    assert data.main(["align", *arguments, "--columns", "96"]) == 0
     (tmp_path / "points.csv").write_text(f"../a.png,{good}")
     with pytest.raises(DataError, match="leaves the folder"):
         align_folder(tmp_path, tmp_path / "points.csv", tmp_path / "out", (112, 96))

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from drconv.commands import data as command
 from drconv.errors import DataError
 from drconv.tasks.identification.pack import pack_folders, unpack_records
 from drconv.tasks.identification.recordio import (
@@ -232,7 +233,7 @@ def test_processes_share_no_position(method: str, tmp_path: Path) -> None:
     for worker in workers:
         worker.start()
     expected = sum(zlib.crc32(payload) for payload in payloads)
-    assert [results.get(timeout=60) for _ in workers] == [expected] * count
+    assert [results.get(timeout=300) for _ in workers] == [expected] * count
     for worker in workers:
         worker.join()
 
@@ -264,7 +265,9 @@ def insightface_pictures(path: Path) -> list[tuple[int, bytes]]:
 
 
 @pytest.mark.parametrize("shuffle", [None, 3])
-def test_packed_folders_suit_insightface_and_come_back(shuffle: int | None, tmp_path: Path) -> None:
+def test_packed_folders_suit_insightface_and_come_back(
+    shuffle: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     expected: dict[str, list[bytes]] = {}
     for name, count in (("10", 2), ("2", 3), ("b", 1)):  # in the order of text
         for number in range(count):
@@ -273,7 +276,9 @@ def test_packed_folders_suit_insightface_and_come_back(shuffle: int | None, tmp_
             file.write_bytes(jpeg(40 * number))
             expected.setdefault(name, []).append(file.read_bytes())
     path = tmp_path / "out" / "train.rec"
-    assert pack_folders(tmp_path / "in", path, shuffle) == (6, 3)
+    chosen = [] if shuffle is None else ["--shuffle", str(shuffle)]
+    assert command.main(["pack", str(tmp_path / "in"), str(path), *chosen]) == 0
+    assert capsys.readouterr().out == f"{path}: 6 pictures of 3 identities\n"
     assert (path.parent / "property").read_text() == "3,112,112\n"
     pictures = insightface_pictures(path)
     index = open_faces(path)

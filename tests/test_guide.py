@@ -42,7 +42,7 @@ def test_one_scale_for_all_logits() -> None:
     """Over batch, positions and regions the distance from the mean of a position has size 1, as a float64 loop says."""
     guide = Guide(4, 8, norm="scale")
     x = torch.randn(3, 4, 5, 6)
-    raw = F.conv2d(x, guide.weight).double()
+    raw = F.conv2d(x, guide.weight).double().detach()
     centred = raw - raw.mean(1, keepdim=True)
     square = sum(float(value) ** 2 for value in centred.flatten()) / centred.numel()
     torch.testing.assert_close(guide(x).double(), centred / (square + 1e-5) ** 0.5, rtol=1e-4, atol=1e-5)

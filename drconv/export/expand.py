@@ -7,6 +7,7 @@ positions by region, which is the order itself: nothing is compared.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -32,10 +33,10 @@ class Builder:
         self.count = 0
         self.before: ir.Node | None = None
 
-    def __call__(self, op: str, *inputs: ir.Value | None, **attributes: int | float) -> ir.Value:
+    def __call__(self, op: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
         return self.outputs(op, 1, *inputs, **attributes)[0]
 
-    def outputs(self, op: str, number: int, *inputs: ir.Value | None, **attributes: int | float) -> list[ir.Value]:
+    def outputs(self, op: str, number: int, *inputs: ir.Value | None, **attributes: Any) -> list[ir.Value]:
         """The values of a new node with ``number`` outputs."""
         assert self.before is not None
         self.count += 1
@@ -79,12 +80,13 @@ def expand(model: ir.Model) -> int:
         if mask not in orders:
             orders[mask] = _order(build, mask, _array(matrices).shape[0])
         y = _product(build, node, orders[mask])
-        y.shape, y.dtype = node.outputs[0].shape, node.outputs[0].dtype
+        _describe(y, node.outputs[0])
         ir.convenience.replace_all_uses_with(node.outputs[0], y, replace_graph_outputs=True)
     for node in nodes:
         model.graph.remove(node, safe=True)
-    for value in [v for v in model.graph.initializers.values() if not v.uses() and not v.is_graph_output()]:
-        del model.graph.initializers[value.name]
+    for name, value in list(model.graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del model.graph.initializers[name]
     model.opset_imports.pop(DOMAIN, None)
     return len(nodes)
 
@@ -109,7 +111,7 @@ def use_rows(model: ir.Model) -> int:
         rows.outputs[0].name = f"{y.name}_rows"
         model.graph.insert_before(node, rows)
         image = build("Transpose", rows.outputs[0], perm=[0, 3, 1, 2])
-        image.shape, image.dtype = y.shape, y.dtype
+        _describe(image, y)
         ir.convenience.replace_all_uses_with(y, image, replace_graph_outputs=True)
     for node in nodes:
         model.graph.remove(node, safe=True)
@@ -163,8 +165,15 @@ def _product(build: Builder, node: ir.Node, order: Order) -> ir.Value:
     y = build("Gather", y, order.inverse, axis=0)
     assert x is not None
     assert x.shape is not None
-    y = build("Reshape", y, build.shape(-1, int(x.shape[2]), int(x.shape[3]), outputs))
+    y = build("Reshape", y, build.shape(-1, *(int(str(side)) for side in x.shape[2:]), outputs))
     return build("Transpose", y, perm=[0, 3, 1, 2])
+
+
+def _describe(value: ir.Value, like: ir.Value) -> None:
+    """Gives a value the shape and type of the one that it stands for."""
+    value.shape = like.shape
+    if like.dtype is not None:
+        value.dtype = like.dtype
 
 
 def _array(value: ir.Value) -> np.ndarray:

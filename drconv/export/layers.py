@@ -6,6 +6,7 @@ operators; onnxruntime runs it as it is where our library of operators is loaded
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ class ExportedGuide(nn.Module):
         self.kept_as: str | None = None
         weight, bias = guide.weight.detach(), None
         if guide.norm is not None:
+            assert isinstance(guide.norm, nn.BatchNorm2d)
             mean, variance = guide.norm.running_mean, guide.norm.running_var
             assert mean is not None
             assert variance is not None
@@ -143,7 +145,7 @@ class ExportedDRConv(nn.Module):
             return y if self.limit is None else y.clamp(0.0, self.limit)
         inputs = (x, mask, self.matrices, self.bias, scale)
         shape = (x.shape[0], self.out_channels, *x.shape[2:])
-        attributes = {} if self.limit is None else {"limit": self.limit}
+        attributes: dict[str, Any] = {} if self.limit is None else {"limit": self.limit}
         return torch.onnx.ops.symbolic("drconv::RegionConv", inputs, attributes, dtype=x.dtype, shape=shape, version=1)
 
 
@@ -194,6 +196,7 @@ class ExportedBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         mask = self.guide(x)
         masks = {tuple(mask.shape[1:]): mask}
+        layer: Any
         for layer in self.layers:
             if not getattr(layer, "takes_guide", False):
                 x = layer(x)
@@ -229,9 +232,9 @@ def exported(module: nn.Module) -> nn.Module:
     return module
 
 
-def _flatten(block: nn.Sequential) -> list[nn.Module]:
+def _flatten(block: nn.Module) -> list[nn.Module]:
     leaves: list[nn.Module] = []
-    for module in block:
+    for module in block.children():
         leaves += _flatten(module) if type(module).forward is nn.Sequential.forward else [module]
     return leaves
 

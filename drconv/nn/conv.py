@@ -56,8 +56,7 @@ class DRConv2d(FilterBank):
             1/sqrt(experts) with "experts", as in the released code.
         filter_sharing: share of all regions' filter gradients in a region's own, see ``share_gradient``; 0 as printed
             (D11). For "grouped" only: experts are shared by construction.
-        filter_sharing_end: the share at the end of training, to which it falls (or rises) linearly as ``set_progress``
-            says; None for a constant one.
+        filter_sharing_end: the share that is reached linearly at the end (``set_progress``); None for a constant one.
         generator_gradient: factor on the gradient of the generator's first layer and what flows on from it; 1 as
             printed (D11).
         guide: "own" (k x k, as the text says) or "shared" (the caller passes logits) (D2).
@@ -128,9 +127,8 @@ class DRConv2d(FilterBank):
         self.init_noise = within("init_noise", init_noise, 0)
         self.init_gain = None if init_gain is None else within("init_gain", init_gain, 0)
         self.filter_sharing = within("filter_sharing", filter_sharing, 0, 1)
-        self.filter_sharing_end = (
-            None if filter_sharing_end is None else within("filter_sharing_end", filter_sharing_end, 0, 1)
-        )
+        end = filter_sharing if filter_sharing_end is None else filter_sharing_end
+        self.filter_sharing_end = within("filter_sharing_end", end, 0, 1)
         self.progress = 0.0
         self.generator_gradient = within("generator_gradient", generator_gradient, 0)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -274,9 +272,7 @@ class DRConv2d(FilterBank):
         return gate if self.generator_gradient == 1 else scale_gradient(gate, self.generator_gradient)
 
     def _shared_weight(self) -> Tensor:
-        share = self.filter_sharing
-        if self.filter_sharing_end is not None:
-            share += (self.filter_sharing_end - share) * self.progress
+        share = self.filter_sharing + (self.filter_sharing_end - self.filter_sharing) * self.progress
         if share == 0 or self.experts is not None:
             return self.weight
         return share_gradient(self.weight, share)

@@ -26,9 +26,8 @@ class PlantedLayer(nn.Module):
 
     def __init__(self, regions: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.register_buffer("guide", torch.randn(regions, CHANNELS, generator=generator))
-        filters = torch.randn(regions, CHANNELS, CHANNELS, generator=generator) * CHANNELS**-0.5
-        self.register_buffer("filters", filters)
+        self.guide = nn.Buffer(torch.randn(regions, CHANNELS, generator=generator))
+        self.filters = nn.Buffer(torch.randn(regions, CHANNELS, CHANNELS, generator=generator) * CHANNELS**-0.5)
 
     def mask(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to regions (B, H, W)."""

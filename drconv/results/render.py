@@ -15,6 +15,7 @@ PAGES_WITH_BLOCKS = {  # page: the tables that stand on it
         *("forms", "planted_layer", "testbed"),
         *("imagenette_0.5x", "imagenette_0.25x", "cifar10", "inside"),
     ),
+    "docs/faces.md": ("faces", "table2"),
 }
 GENERATED_PAGE = "results/README.md"
 INTRODUCTION = f"""# Results

@@ -140,7 +140,7 @@ def comparison_table(name: str, sources: Sources) -> Table:
     baseline = entry.get("baseline")
     header = [
         "experiment",
-        "top-1",
+        entry.get("headline", "top-1"),
         *([f"difference to `{Path(baseline).name}`, paired"] if baseline else []),
         "training top-1",
         "steps",

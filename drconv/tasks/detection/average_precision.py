@@ -130,7 +130,7 @@ def ground_truth(dataset: CocoDataset, indices: list[int], kind: str) -> COCO:
             mask = known.masks[i]
             if kind == "mask" and not mask:
                 continue
-            record = {
+            record: dict[str, Any] = {
                 "id": len(annotations) + 1,
                 "image_id": known.key(position),
                 "category_id": dataset.categories[int(known.labels[i]) - 1][0],

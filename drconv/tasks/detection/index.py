@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -172,7 +173,7 @@ def _open(stored: Path, path: Path) -> CocoIndex | None:
         logger.warning("%s is damaged and is made again (%s)", stored, error)
         return None
     header = json.loads(metadata["header"])
-    texts = {
+    texts: dict[str, Any] = {
         name: Texts(tensors.pop(f"{name}.data"), tensors.pop(f"{name}.ends")) for name in ("keys", "names", "masks")
     }
     categories = [(key, name) for key, name in header["categories"]]
