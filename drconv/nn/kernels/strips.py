@@ -5,7 +5,7 @@ kernel that knows nothing of strips runs on each.
 """
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ LIMIT = 1 << 22  # numbers that one strip unfolds, 16 MB in fp32; larger ones ar
 LIMIT_CUDA = 1 << 27
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None, Geometry], Tensor]
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None, Geometry]
 Gradients = tuple[Tensor | None, ...]
 Backward = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, Geometry, tuple[bool, ...]], Gradients]
 
@@ -71,7 +72,7 @@ def run_forward(
     if len(strips) == 1:
         return kernel(x, weight, logits, scale, geometry)
     output: Tensor | None = None
-    for strip, *inputs in _inputs(strips, x, weight, logits, scale, geometry):
+    for strip, inputs in _inputs(strips, x, weight, logits, scale, geometry):
         part = kernel(*inputs)
         if output is None:
             shape = (logits.shape[0], part.shape[1], *logits.shape[2:])
@@ -101,25 +102,25 @@ def run_backward(
         None if tensor is None or not need else torch.zeros_like(tensor)
         for tensor, need in zip((x, weight, logits, scale), needs, strict=True)
     ]
-    for strip, *inputs in _inputs(strips, x, weight, logits, scale, geometry):
+    for strip, inputs in _inputs(strips, x, weight, logits, scale, geometry):
         parts = kernel(grad[strip.images, :, strip.rows], *inputs, needs)
         if parts[0] is not None:
             above, below = strip.padding
             parts = (parts[0][:, :, above : parts[0].shape[2] - below], *parts[1:])
         own = slice(None) if weight.shape[0] == 1 else strip.images
-        places = ((strip.images, slice(None), strip.read), own, (strip.images, slice(None), strip.rows), strip.images)
-        for total, part, place in zip(totals, parts, places, strict=True):
-            if total is not None:
+        places: list[Any] = [(strip.images, slice(None), strip.read), own, (strip.images, slice(None), strip.rows)]
+        for total, part, place in zip(totals, parts, [*places, strip.images], strict=True):
+            if total is not None and part is not None:
                 total[place] += part
     return tuple(totals)
 
 
 def _inputs(
     strips: list[Strip], x: Tensor, weight: Tensor, logits: Tensor, scale: Tensor | None, geometry: Geometry
-) -> Iterator[tuple[Strip, Tensor, Tensor, Tensor, Tensor | None, Geometry]]:
+) -> Iterator[tuple[Strip, Inputs]]:
     inner = geometry._replace(padding=(0, geometry.padding[1]))
     for strip in strips:
         part = F.pad(x[strip.images, :, strip.read], (0, 0, *strip.padding))
         filters = weight if weight.shape[0] == 1 else weight[strip.images]
         own = None if scale is None else scale[strip.images]
-        yield strip, part, filters, logits[strip.images, :, strip.rows], own, inner
+        yield strip, (part, filters, logits[strip.images, :, strip.rows], own, inner)

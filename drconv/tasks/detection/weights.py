@@ -6,6 +6,7 @@ pixels (BGR, 0 to 255), and batch norms that were fused to a scale and a shift. 
 """
 
 import codecs
+import importlib
 import pickle
 import re
 from collections import OrderedDict
@@ -112,11 +113,13 @@ def read_any(path: Path) -> dict[str, Tensor]:
     return {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
 
 
+_CORE = "_core" if int(np.__version__.partition(".")[0]) > 1 else "core"
+multiarray: Any = importlib.import_module(f"numpy.{_CORE}.multiarray")
 _ALLOWED: dict[str, Any] = {  # what a pickle of arrays is made of, under old and new names
-    "numpy.core.multiarray._reconstruct": np._core.multiarray._reconstruct,
-    "numpy._core.multiarray._reconstruct": np._core.multiarray._reconstruct,
-    "numpy.core.multiarray.scalar": np._core.multiarray.scalar,
-    "numpy._core.multiarray.scalar": np._core.multiarray.scalar,
+    "numpy.core.multiarray._reconstruct": multiarray._reconstruct,
+    "numpy._core.multiarray._reconstruct": multiarray._reconstruct,
+    "numpy.core.multiarray.scalar": multiarray.scalar,
+    "numpy._core.multiarray.scalar": multiarray.scalar,
     "numpy.ndarray": np.ndarray,
     "numpy.dtype": np.dtype,
     "_codecs.encode": codecs.encode,
