@@ -135,7 +135,7 @@ def build_detnas(
         raise ValueError(f"detnas_300m has model.width=1.0, found {width}")
     network = DetNAS(num_classes, 0.2 if dropout is None else dropout)
     if small_stem:
-        network.body.stem[0].stride = (1, 1)  # type: ignore[union-attr,assignment]
+        network.body.stem[0].stride = (1, 1)  # type: ignore[assignment]
     return network
 
 

@@ -72,7 +72,7 @@ class Pyramid(nn.Module):
         for stage in RESNET_STAGES[:stages]:
             for name in ("conv1", "bn1") if stage == "conv1" else (stage,):
                 frozen = _frozen(self.body.get_submodule(name))
-                setattr(self.body, name, frozen.requires_grad_(False))
+                self.body.add_module(name, frozen.requires_grad_(False))
 
 
 def build_mask_rcnn(width: float, num_classes: int, options: DetectorConfig) -> Detector:
@@ -151,5 +151,5 @@ def _frozen(module: nn.Module) -> nn.Module:
 
 def _stride_first(resnet: nn.Module) -> None:
     for stage in RESNET_STAGES[2:]:
-        block = resnet.get_submodule(f"{stage}.0")
-        block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride  # type: ignore
+        block: Any = resnet.get_submodule(f"{stage}.0")
+        block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride

@@ -18,7 +18,7 @@ from drconv.tasks.detection import scenes
 def scenes_root() -> Path:
     """Fewer of the embedded scenes, written once for all tests of a process."""
     folder = tempfile.mkdtemp(prefix="drconv-test-")
-    with patch.dict(os.environ, DRCONV_CACHE=folder), patch.dict(scenes.COUNTS, train=24, val=24):
+    with patch.dict(os.environ, DRCONV_CACHE=folder), patch.dict(scenes.COUNTS, train=12, val=12):
         return scenes.scenes_folder()
 
 

@@ -193,7 +193,7 @@ def assert_same_as_torchvision(dataset: CocoDataset, step: int = 1) -> int:
 
 def test_scenes_are_what_torchvision_reads() -> None:
     dataset = build_dataset(DataConfig(name="coco", root=str(scenes_root())), "val")
-    assert assert_same_as_torchvision(dataset) > 40
+    assert assert_same_as_torchvision(dataset) > 20
     assert sum(int(part.index.crowd.sum()) for part in dataset.parts) > 0
 
 

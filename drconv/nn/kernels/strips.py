@@ -17,6 +17,7 @@ LIMIT = 1 << 22  # numbers that one strip unfolds, 16 MB in fp32; larger ones ar
 LIMIT_CUDA = 1 << 27
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None, Geometry], Tensor]
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None, Geometry]
 Gradients = tuple[Tensor | None, ...]
 Backward = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, Geometry, tuple[bool, ...]], Gradients]
 
@@ -107,13 +108,8 @@ def run_backward(
             above, below = strip.padding
             parts = (parts[0][:, :, above : parts[0].shape[2] - below], *parts[1:])
         own = slice(None) if weight.shape[0] == 1 else strip.images
-        places: tuple[Any, ...] = (
-            (strip.images, slice(None), strip.read),
-            own,
-            (strip.images, slice(None), strip.rows),
-            strip.images,
-        )
-        for total, part, place in zip(totals, parts, places, strict=True):
+        places: list[Any] = [(strip.images, slice(None), strip.read), own, (strip.images, slice(None), strip.rows)]
+        for total, part, place in zip(totals, parts, [*places, strip.images], strict=True):
             if total is not None and part is not None:
                 total[place] += part
     return tuple(totals)
@@ -121,7 +117,7 @@ def run_backward(
 
 def _inputs(
     strips: list[Strip], x: Tensor, weight: Tensor, logits: Tensor, scale: Tensor | None, geometry: Geometry
-) -> Iterator[tuple[Strip, tuple[Tensor, Tensor, Tensor, Tensor | None, Geometry]]]:
+) -> Iterator[tuple[Strip, Inputs]]:
     inner = geometry._replace(padding=(0, geometry.padding[1]))
     for strip in strips:
         part = F.pad(x[strip.images, :, strip.read], (0, 0, *strip.padding))

@@ -177,7 +177,8 @@ def _open(stored: Path, path: Path) -> CocoIndex | None:
         name: Texts(tensors.pop(f"{name}.data"), tensors.pop(f"{name}.ends")) for name in ("keys", "names", "masks")
     }
     categories = [(key, name) for key, name in header["categories"]]
-    return CocoIndex(path, header["digest"], categories, header["findings"], **texts, **tensors)
+    fields: dict[str, Any] = {**texts, **tensors}
+    return CocoIndex(path, header["digest"], categories, header["findings"], **fields)
 
 
 def _with_lock(stored: Path, make: Callable[[], CocoIndex]) -> CocoIndex:

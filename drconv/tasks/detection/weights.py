@@ -113,12 +113,13 @@ def read_any(path: Path) -> dict[str, Tensor]:
     return {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
 
 
-_MULTIARRAY = importlib.import_module("numpy._core.multiarray")
+_CORE = "_core" if int(np.__version__.partition(".")[0]) > 1 else "core"
+multiarray: Any = importlib.import_module(f"numpy.{_CORE}.multiarray")
 _ALLOWED: dict[str, Any] = {  # what a pickle of arrays is made of, under old and new names
-    "numpy.core.multiarray._reconstruct": _MULTIARRAY._reconstruct,
-    "numpy._core.multiarray._reconstruct": _MULTIARRAY._reconstruct,
-    "numpy.core.multiarray.scalar": _MULTIARRAY.scalar,
-    "numpy._core.multiarray.scalar": _MULTIARRAY.scalar,
+    "numpy.core.multiarray._reconstruct": multiarray._reconstruct,
+    "numpy._core.multiarray._reconstruct": multiarray._reconstruct,
+    "numpy.core.multiarray.scalar": multiarray.scalar,
+    "numpy._core.multiarray.scalar": multiarray.scalar,
     "numpy.ndarray": np.ndarray,
     "numpy.dtype": np.dtype,
     "_codecs.encode": codecs.encode,
