@@ -24,18 +24,18 @@ from drconv.results.check import find_problems
 from drconv.results.collect import collect, find_results
 from drconv.results.make_record import circumstances, run_record, write_json
 from drconv.results.read_records import RecordError
-from drconv.results.render import render_pages
+from drconv.results.render import PAGES_WITH_BLOCKS, render_pages
 from drconv.results.tables import load_sources, make_tables
 from drconv.weights import save_weights
 
 ROOT = Path(__file__).parents[1]
 PLAIN = "small/imagenette/shufflenetv2_0.5x"
 DRCONV = "small/imagenette/drconv_shufflenetv2_0.5x"
-BLOCKS = [
-    f"<!-- tables:begin {name} -->\n<!-- tables:end -->\n\n"
-    for name in ("imagenette_0.5x", "imagenette_0.25x", "cifar10", "inside")
-]
-EVIDENCE = f"# Words of a person\n\n{''.join(BLOCKS)}More words.\n"
+
+
+def page_with(*names: str) -> str:
+    blocks = [f"<!-- tables:begin {name} -->\n<!-- tables:end -->\n\n" for name in names]
+    return f"# Words of a person\n\n{''.join(blocks)}More words.\n"
 
 
 @pytest.fixture
@@ -47,7 +47,9 @@ def root(tmp_path: Path) -> Path:
     for name in ("paper.yaml", "comparisons.yaml", "costs.yaml"):
         shutil.copy(ROOT / "results" / name, tmp_path / "results" / name)
     (tmp_path / "README.md").write_text("# Title\n\n<!-- tables:begin -->\n<!-- tables:end -->\n")
-    (tmp_path / "docs" / "evidence.md").write_text(EVIDENCE)
+    for page, names in PAGES_WITH_BLOCKS.items():
+        if page.startswith("docs/"):
+            (tmp_path / page).write_text(page_with(*names))
     write_pages(tmp_path)
     return tmp_path
 
