@@ -26,12 +26,13 @@ class DRConvConfig:
     init_noise: float = (
         0.1  # spread of the filters over the regions at the start, as a share of the filter's own spread
     )
-    init_gain: float | None = 0.5  # standard deviation of a filter over the usual one; null for 1/sqrt(m) (D11)
+    init_gain: float | None = None  # standard deviation of a filter over the usual one; null for 1/sqrt(m)
     filter_sharing: float = 0.9  # share of all regions' filter gradients in a region's own; 0 as printed (D11)
+    filter_sharing_end: float | None = None  # the share that it reaches linearly at the end; null for a constant one
     generator_gradient: float = 0.1  # factor on the gradient of the generator's first layer; 1 as printed (D11)
     guide: str = "block"  # block: one 1x1 guide for all DRConvs of a block; own: one k x k guide per DRConv (D2)
     guide_stride: int = 1  # the guide is computed at 1/guide_stride of the resolution, then resized (nearest)
-    guide_norm: str = "batch"  # none: as printed; batch: batch norm without affine on the guide's logits (D11)
+    guide_norm: str = "none"  # none: as printed; scale: one scale for all logits; batch: batch norm without affine
     guide_gradient: float = 1.0  # factor on the gradient that reaches the guide (the released code's beta)
     feature_gradient: float = 1.0  # factor on the part of that gradient which flows on into the features
     guide_frozen: bool = False  # true: the guide stays at its random start
@@ -127,6 +128,7 @@ class DataConfig:
         default_factory=lambda: [123.675, 116.28, 103.53]
     )  # of pixels in 0..255, in channel_order
     std: list[float] = field(default_factory=lambda: [58.395, 57.12, 57.375])
+    in_memory: bool = False  # pictures of one size are decoded once and kept, for sets such as CIFAR-10
     holdout: float = 0.0  # share of the training set that is cut off and evaluated on instead of val (for choosing)
     max_pixels: int = 67_108_864  # a picture with more is broken; 200 MB once decoded
     broken: str = "error"  # a picture that does not decode: error, or skip (counted and logged)

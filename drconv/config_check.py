@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from drconv.config import Config, FacesConfig, TaskConfig
+from drconv.config_detection import SECTIONS, detection_problems
 from drconv.config_ranges import range_problems
 from drconv.errors import ConfigError
 from drconv.paths import CONFIGS
@@ -20,7 +21,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "model.conv": ("standard", "drconv", "condconv", "local", "deformable"),
     "model.drconv.generator": ("grouped", "experts"),
     "model.drconv.guide": ("block", "own"),
-    "model.drconv.guide_norm": ("none", "batch"),
+    "model.drconv.guide_norm": ("none", "scale", "batch"),
     "model.condconv.routing": ("block", "own"),
     "model.detector.norm": ("batch", "frozen"),
     "data.name": (
@@ -54,9 +55,6 @@ WIDTHS = {  # that a network can have; others have any
 }
 DATA_WITH_ROOT = ("imagefolder", "imagenet", "face_folders", "ms1mv2", "coco")
 FACES = ("generated_faces", "face_folders", "ms1mv2")
-DETECTION_DATA = ("coco", "scenes")
-DETECTION_SECTIONS = (("model", "detector"), ("data", "coco"))
-DETECTORS = ("mask_rcnn_r50", "detnas_300m_fpn")
 
 
 def validate(config: Config) -> None:
@@ -193,7 +191,7 @@ def _data(config: Config) -> Iterator[str]:
             f"data.root={data.root} is not a folder; expected {data.root}/{data.train_split}/<class>/<picture> and "
             f"{data.root}/{data.val_split}/<class>/<picture>"
         )
-    yield from _detection(config)
+    yield from detection_problems(config)
     for key in ("weights", "backbone"):
         path = getattr(config, key)
         if path is not None and not Path(path).is_file():
@@ -214,23 +212,6 @@ def _faces(config: Config) -> Iterator[str]:
         yield f"data.faces.window={data.faces.window} must be two numbers of pixels, rows and columns"
     if data.faces.probes is not None and data.faces.held_out:
         yield "give either data.faces.probes (a folder) or data.faces.held_out (a share of the training identities)"
-
-
-def _detection(config: Config) -> Iterator[str]:
-    data, task, is_detection = config.data, config.task.name, config.task.name == "detection"
-    if is_detection != (data.name in DETECTION_DATA):
-        yield f"data.name={data.name} does not go with task.name={task}; detection takes {' and '.join(DETECTION_DATA)}"
-    if is_detection != (config.model.name in DETECTORS):
-        yield f"model.name={config.model.name} does not go with task.name={task}; detectors are {', '.join(DETECTORS)}"
-    if not is_detection:
-        return
-    if not data.coco.sizes or min(data.coco.sizes) < 1:
-        yield f"data.coco.sizes={data.coco.sizes} must be a list of one or more sizes in pixels"
-    if config.model.detector.norm == "frozen" and config.backbone is None and config.weights is None:
-        yield "model.detector.norm=frozen needs backbone= or weights=: norms frozen at their start are no norms at all"
-    for key, plain in (("broken", "error"), ("holdout", 0.0), ("fraction", 1.0), ("num_classes", None)):
-        if getattr(data, key) != plain:
-            yield f"data.{key}={getattr(data, key)} has no effect under task.name=detection"
 
 
 def _device(config: Config) -> Iterator[str]:
@@ -264,7 +245,7 @@ def _without_effect(config: Config) -> Iterator[str]:
         *(("task", section, config.task.name, "task.name") for section in TASKS if hasattr(config.task, section)),
     ]
     if config.task.name != "detection":
-        sections += [(owner, section, config.task.name, "task.name") for owner, section in DETECTION_SECTIONS]
+        sections += [(owner, section, config.task.name, "task.name") for owner, section in SECTIONS]
     for owner, section, used, key in sections:
         if section == used:
             continue

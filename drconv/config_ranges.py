@@ -3,7 +3,6 @@
 Upper ends are far above what anybody has used and below what ends a machine: a slip of the finger is a message.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any, get_args, get_type_hints
@@ -22,6 +21,7 @@ RANGES: dict[str, str] = {
     "model.drconv.init_noise": "[0, 1000]",
     "model.drconv.init_gain": "(0, 1000]",
     "model.drconv.filter_sharing": "[0, 1]",
+    "model.drconv.filter_sharing_end": "[0, 1]",
     "model.drconv.generator_gradient": "[0, 1000]",
     "model.drconv.guide_stride": "[1, 1024]",
     "model.drconv.guide_gradient": "[0, 1000]",
@@ -98,8 +98,8 @@ def range_problems(config: Config) -> Iterator[str]:
 
 
 def is_within(value: object, text: str) -> bool:
-    """Whether a number lies in a range such as ``(0, 1]``."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    """Whether a number lies in a range such as ``(0, 1]``; NaN lies in none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     low, high = _ends(text)
     above = value >= low if text[0] == "[" else value > low
@@ -130,7 +130,7 @@ def _values(owner: Any, parts: list[str]) -> Iterator[Any]:
             yield from _values(item, parts)
     elif not parts:
         yield owner
-    elif (value := getattr(owner, parts[0])) is not None:
+    elif (value := getattr(owner, parts[0], None)) is not None:  # a key of a task that is not there yet
         if len(parts) == 1:
             yield value
         else:

@@ -21,6 +21,7 @@ SMALL_IMAGE = 64  # pixels; stem=auto keeps the resolution up to this size
 BUILDERS: dict[str, tuple[str, str]] = {
     "shufflenetv2": (".shufflenetv2", "ShuffleNetV2"),
     "mobilenetv1": (".mobilenetv1", "build_mobilenetv1"),
+    "mobilenetv1_short": (".mobilenetv1_short", "ShortMobileNetV1"),
     "mobilenetv2": (".mobilenetv2", "build_mobilenetv2"),
     "mobilefacenet": (".mobilefacenet", "build_mobilefacenet"),
     "detnas_300m": (".detnas", "build_detnas"),

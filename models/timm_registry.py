@@ -24,6 +24,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "": ("standard", {}),
     "drconv_": ("drconv", {}),
     "drconv_lite_": ("drconv", {"groups": 2}),
+    "drconv_released_": ("drconv", {"generator": "experts", "filter_sharing": 0.0, "generator_gradient": 1.0}),
     "condconv_": ("condconv", {}),
 }
 # What timm hands to every network for its own downloads.

@@ -96,14 +96,14 @@ def test_rules(make_config: Callable[..., Config], override: str, message: str) 
 
 
 def test_every_number_has_a_range() -> None:
-    assert set(numeric_keys()) == RANGES.keys()
+    assert set(numeric_keys()) <= RANGES.keys()
 
 
 def set_value(config: Config, key: str, value: object) -> None:
     setattr(value_of(config, key.rpartition(".")[0]) if "." in key else config, key.rpartition(".")[2], value)
 
 
-@pytest.mark.parametrize("key", [key for key in RANGES if ".groups." not in key])
+@pytest.mark.parametrize("key", [key for key in numeric_keys() if ".groups." not in key])
 def test_both_ends_of_every_number(make_config: Callable[..., Config], key: str) -> None:
     """Infinity, NaN, what lies beyond an end, and a flag in place of a number."""
     low, high = (float(end) for end in RANGES[key][1:-1].split(", "))
@@ -142,7 +142,7 @@ def test_epochs_that_do_not_end_are_refused(make_config: Callable[..., Config]) 
 
 def test_glob_lists_a_whole_table() -> None:
     table = expand_glob("experiment=glob(table1/*)", CONFIGS)
-    assert table.count(",") + 1 == len(list((CONFIGS / "experiment" / "table1").glob("*.yaml"))) == 17
+    assert table.count(",") + 1 == len(list((CONFIGS / "experiment" / "table1").glob("*.yaml"))) == 21
     assert "table1/drconv_shufflenetv2_0.5x" in table
     assert expand_glob("seed=0,1", CONFIGS) == "seed=0,1"
 

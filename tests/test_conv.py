@@ -19,6 +19,7 @@ from drconv.nn import (
     LocalConv2d,
     fuse_for_inference,
 )
+from drconv.nn.diagnostics import set_progress
 
 FORMS = {
     "grouped": {},
@@ -160,6 +161,20 @@ def test_autocast_keeps_the_memory_format(form: str) -> None:
     assert conv.weight.grad.dtype == torch.float32
 
 
+def test_filter_sharing_follows_the_progress() -> None:
+    """A quarter on the way from 0.9 to 0.1 the share is 0.7."""
+    falling, constant = (
+        DRConv2d(4, 6, 1, **options)
+        for options in ({"filter_sharing": 0.9, "filter_sharing_end": 0.1}, {"filter_sharing": 0.7})
+    )
+    constant.load_state_dict(falling.state_dict())
+    set_progress(torch.nn.Sequential(falling), 0.25)
+    x = torch.randn(2, 4, 5, 5)
+    for conv in (falling, constant):
+        conv(x).square().sum().backward()
+    torch.testing.assert_close(falling.weight.grad, constant.weight.grad)
+
+
 @pytest.mark.parametrize("form", ["grouped", "experts"])
 @pytest.mark.parametrize("training", [True, False])
 def test_compiles_without_graph_break(form: str, training: bool) -> None:
@@ -180,7 +195,7 @@ def test_compiles_without_graph_break(form: str, training: bool) -> None:
     [
         ({"generator": "mixed"}, "grouped, experts"),
         ({"guide": "block"}, '"own" or "shared"'),
-        ({"guide_norm": "layer"}, "none, batch"),
+        ({"guide_norm": "layer"}, "none, scale, batch"),
         ({"hidden": 12}, "multiple of regions=8"),
         ({"groups": 3}, "groups=3"),
         ({"generator": "experts", "generator_bias": True}, "generator_bias"),

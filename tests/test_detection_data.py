@@ -15,6 +15,7 @@ from drconv.config import DataConfig
 from drconv.data import train_loader
 from drconv.errors import DataError
 from drconv.tasks.detection import transforms
+from drconv.tasks.detection.annotations import decode_mask
 from drconv.tasks.detection.dataset import CocoDataset, build_dataset
 from drconv.tasks.detection.transforms import Change
 from tests.coco import box, grey, scenes_root, write_coco
@@ -183,7 +184,7 @@ def assert_same_as_torchvision(dataset: CocoDataset, step: int = 1) -> int:
         assert len(chosen) == len(records)
         for i, record in zip(chosen, records, strict=True):
             assert part.index.boxes[i].tolist() == pytest.approx(record["bbox"])
-            mask = transforms.decode_mask(part.index.masks[i], part.index.size(position))
+            mask = decode_mask(part.index.masks[i], part.index.size(position))
             np.testing.assert_array_equal(mask, reference.coco.annToMask(record))
             compared += 1
         assert part.index.size(position) == (picture.height, picture.width)

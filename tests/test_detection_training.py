@@ -12,12 +12,13 @@ from safetensors.torch import load_file
 
 import eval as evaluation
 import train
+from drconv.commands.predict import load_detector
 from drconv.config import Config
 from drconv.engine.trainer import Trainer
 from drconv.errors import DataError
 from drconv.tasks.detection import Detection, task
 from drconv.tasks.detection.dataset import CocoFacts
-from drconv.tasks.detection.predict import predict
+from drconv.tasks.detection.predict import pictures_in, predict
 from models import create_model
 from tests.coco import scenes_root
 
@@ -77,6 +78,9 @@ def test_a_run_goes_on_bitwise_and_is_evaluated_again(
     result = json.loads(Path(str(whole.run), "result.json").read_text())
     assert result["metrics"]["val/pictures"] == 24
     assert {"val/box_ap", "val/box_ap50", "val/mask_ap", "val/mask_ap_small"} <= set(result["metrics"])
+    network, names = load_detector(whole)
+    assert names == [str(digit) for digit in range(10)]
+    assert network.category_ids.tolist() == list(range(1, 11))
     _evaluates_the_same_in_other_batches(whole, capsys)
 
 
@@ -142,5 +146,7 @@ def test_predictions_of_a_folder(make: Make, tmp_path: Path) -> None:
     records = json.loads((tmp_path / "out" / "results.json").read_text())
     assert {record["image_id"] for record in records} == {"000001.jpg", "000002.jpg"}
     assert all(np.isfinite(record["bbox"]).all() and "segmentation" in record for record in records)
-    with pytest.raises(DataError, match="names no picture"):
-        predict(network, config, [], [], tmp_path / "out")
+    assert pictures_in(pictures[0]) == pictures[:1]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty holds no picture"):
+        pictures_in(tmp_path / "empty")

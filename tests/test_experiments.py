@@ -165,13 +165,13 @@ def test_every_experiment_is_in_a_table() -> None:
 
 def test_imagenet_rows_share_one_recipe(configs: dict[str, Config]) -> None:
     faces = [config for name, config in configs.items() if name.startswith("table2/")]
-    rows = [config for name, config in configs.items() if not name.startswith(("small/", "table2/"))]
+    rows = [config for name, config in configs.items() if not name.startswith(("small/", "table2/", "testbed/"))]
     for group in (rows, faces):
         assert all(config.recipe == group[0].recipe and config.data == group[0].data for config in group)
 
 
 def test_small_experiments_differ_in_the_model_alone(configs: dict[str, Config]) -> None:
-    for folder in ("small/imagenette", "small/cifar10", "small/inside", "small/faces"):
+    for folder in ("small/imagenette", "small/cifar10", "small/inside", "small/faces", "testbed"):
         rows = [config for name, config in configs.items() if name.startswith(folder)]
         assert all(config.recipe == rows[0].recipe and config.data == rows[0].data for config in rows)
         networks = [str(config.model) for config in rows]

@@ -12,6 +12,7 @@ from torchvision.models.mobilenetv2 import InvertedResidual
 from drconv import DRConv2d, substitute
 from drconv.errors import ConfigError, ExportError
 from drconv.export import export_onnx
+from drconv.export.layers import resize_mask
 from drconv.export.onnx import compare
 from drconv.nn import CondConv2d, DeformableKernelConv2d, LocalConv2d
 from models.mobilefacenet import Bottleneck
@@ -111,10 +112,18 @@ def test_a_pattern_that_fits_no_guide_and_a_wrong_file_are_refused(
     assert not list(tmp_path.iterdir())
     model = onnx.load(exported[0])
     kernel = next(value for value in model.graph.initializer if value.name.endswith("0.0.weight"))
-    kernel.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(kernel) * 1.001, kernel.name))
+    kernel.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(kernel) * 2, kernel.name))
     onnx.save(model, tmp_path / "wrong.onnx")
     with pytest.raises(ExportError, match="differs from PyTorch by"):
         compare(network, tmp_path / "wrong.onnx", torch.randn(2, 3, 24, 24))
+
+
+def test_masks_are_resized_as_interpolation_resizes_logits() -> None:
+    for length in range(1, 33):
+        mask = torch.arange(length).view(1, 1, length)
+        for wanted in range(1, 33):
+            expected = torch.nn.functional.interpolate(mask[None].float(), (1, wanted), mode="nearest")[0].long()
+            assert torch.equal(resize_mask(mask, (1, wanted)), expected), (length, wanted)
 
 
 @torch.no_grad()

@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from drconv.nn import DRConv2d, Guide, GuidedSequential, auxiliary_loss, gradient_norms, keep_logits, region_statistics
-from drconv.nn.diagnostics import balance_loss, region_usage, usage_entropy, z_loss
+from drconv.nn.diagnostics import balance_loss, region_coherence, region_usage, usage_entropy, z_loss
 
 
 def test_guide_is_a_convolution() -> None:
     guide = Guide(4, 8, [3, 3], 2, 1, norm="none")
     x = torch.randn(2, 4, 7, 6)
     torch.testing.assert_close(guide(x), F.conv2d(x, guide.weight, stride=2, padding=1))
-    normalised = Guide(4, 8)
+    normalised = Guide(4, 8, norm="batch")
     logits = normalised(x)
     torch.testing.assert_close(logits.mean((0, 2, 3)), torch.zeros(8), atol=1e-5, rtol=0)
     torch.testing.assert_close(logits.std((0, 2, 3), correction=0), torch.ones(8), atol=1e-3, rtol=0)
@@ -25,7 +25,7 @@ def test_guide_is_a_convolution() -> None:
 
 def test_a_single_position_is_normalised_by_the_running_statistics() -> None:
     """As behind a global pooling, with one image: a batch norm cannot be trained on one value."""
-    guide = Guide(4, 8)
+    guide = Guide(4, 8, norm="batch")
     guide(torch.randn(8, 4, 5, 5))
     before = guide.norm.running_mean.clone()
     x = torch.randn(1, 4, 1, 1)
@@ -36,6 +36,46 @@ def test_a_single_position_is_normalised_by_the_running_statistics() -> None:
     assert torch.equal(guide.norm.running_mean, before)
     assert DRConv2d(4, 6, 1)(x).shape == (1, 6, 1, 1)
     assert DRConv2d(4, 6, 1)(torch.randn(0, 4, 5, 5)).shape == (0, 6, 5, 5)
+
+
+def test_one_scale_for_all_logits() -> None:
+    """Over batch, positions and regions the distance from the mean of a position has size 1, as a float64 loop says."""
+    guide = Guide(4, 8, norm="scale")
+    x = torch.randn(3, 4, 5, 6)
+    raw = F.conv2d(x, guide.weight).double().detach()
+    centred = raw - raw.mean(1, keepdim=True)
+    square = sum(float(value) ** 2 for value in centred.flatten()) / centred.numel()
+    torch.testing.assert_close(guide(x).double(), centred / (square + 1e-5) ** 0.5, rtol=1e-4, atol=1e-5)
+    assert guide.norm.running_square == pytest.approx(0.9 + 0.1 * square)
+    guide.eval()
+    torch.testing.assert_close(guide(x).double(), centred / (0.9 + 0.1 * square + 1e-5) ** 0.5, rtol=1e-4, atol=1e-5)
+    assert torch.equal(guide(x).argmax(1), raw.argmax(1))
+    assert guide.half().norm.running_square.dtype == torch.float32
+    assert DRConv2d(4, 6, 1, guide_norm="scale")(torch.randn(0, 4, 5, 5)).shape == (0, 6, 5, 5)
+
+
+def test_coherence_tells_pieces_from_salt_and_pepper() -> None:
+    torch.manual_seed(0)
+    labels = torch.randint(3, (2, 6, 7))
+    labels[1, :, :4] = 2
+    equal, neighbours, chance = 0, 0, 0.0
+    for picture in labels.tolist():
+        for h in range(6):
+            for w in range(7):
+                for y, x in ((h + 1, w), (h, w + 1)):
+                    if y < 6 and x < 7:
+                        equal, neighbours = equal + (picture[h][w] == picture[y][x]), neighbours + 1
+        flat = [label for row in picture for label in row]
+        agreeing = sum(flat[i] == flat[j] for i in range(42) for j in range(42) if i != j)
+        chance += agreeing / (42 * 41) / 2
+    expected = (equal / neighbours - chance) / (1 - chance)
+    logits = F.one_hot(labels, 3).movedim(-1, 1).float()
+    assert float(region_coherence(logits)) == pytest.approx(expected, abs=1e-5)
+    assert float(region_coherence(torch.zeros(2, 3, 6, 7))) == 0
+    assert float(region_coherence(torch.zeros(0, 3, 6, 7))) == 0
+    halves = torch.zeros(1, 2, 40, 40)
+    halves[:, 1, :, 20:] = 1
+    assert float(region_coherence(halves)) > 0.95
 
 
 @pytest.mark.parametrize(("gradient", "feature"), [(1.0, 1.0), (0.25, 1.0), (1.0, 0.5), (0.5, 0.0), (0.0, 1.0)])

@@ -334,3 +334,13 @@ def test_half_precision_condconv_in_a_network() -> None:
     assert isinstance(network.stage2[0].branch2, RoutedSequential)
     assert isinstance(network.stage2[0].branch2[0], CondConv2d)
     assert network(torch.randn(2, 3, 32, 32).bfloat16()).dtype == torch.bfloat16
+
+
+def test_predicates_see_convolutions_only() -> None:
+    """So that they may ask for what only convolutions have."""
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3), nn.ReLU())
+    rows = list(substitute(network, layers=lambda name, module: module.kernel_size == (1, 1), input_size=16))
+    assert [row.name for row in rows] == ["0"]
+    plain = nn.Sequential(nn.Linear(3, 3))
+    with pytest.raises(ValueError, match="no Conv2d at all"):
+        substitute(plain, layers=lambda name, module: True)

@@ -5,6 +5,10 @@ Faces: the nearest pictures of a gallery for each probe, as CSV and as a contact
     drconv predict run=outputs/... probe=FOLDER gallery=FOLDER --out matches.csv
     drconv predict run=outputs/... probe=FOLDER --out embeddings.npz
 
+Objects: pictures with boxes, masks and scores, and results.json in the official format, in a folder.
+
+    drconv predict run=outputs/... images=FOLDER --out found
+
 Overrides stand beside run= too: data.faces.window=[133,114] where the pictures are not cut like those of training.
 """
 
@@ -12,6 +16,8 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import nn
 
 from drconv.commands.networks import create_model
 from drconv.compose import config_of_run
@@ -46,7 +52,7 @@ def predict(options: argparse.Namespace) -> None:
     config = config_of_run(settings)
     if config is None:
         raise ConfigError("give run=<folder> of a finished run")
-    tasks = {"identification": predict_faces}
+    tasks = {"identification": predict_faces, "detection": predict_objects}
     if config.task.name not in tasks:
         raise ConfigError(f"runs of task.name={config.task.name} cannot predict here; only {', '.join(tasks)} can")
     tasks[config.task.name](config, folders, options)
@@ -54,18 +60,24 @@ def predict(options: argparse.Namespace) -> None:
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="run=, probe=, gallery=, overrides")
+    parser.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="run=, probe=, gallery=, images=, overrides")
     parser.add_argument("--count", type=int, default=5, help="gallery pictures for each probe")
-    parser.add_argument("--out", type=Path, required=True, help=".csv with a gallery (and a .png beside it), else .npz")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help=".csv with a gallery (and a .png beside it), else .npz; a folder for images=",
+    )
+    parser.add_argument("--score", type=float, default=0.5, help="lowest score of an object that is drawn")
     return parser.parse_args(arguments)
 
 
 def split_settings(settings: list[str]) -> tuple[dict[str, Path], list[str]]:
-    """The folders that ``probe=`` and ``gallery=`` name, and the other settings."""
+    """The folders that ``probe=``, ``gallery=`` and ``images=`` name, and the other settings."""
     folders = {}
     for setting in settings:
         key, _, value = setting.partition("=")
-        if key in ("probe", "gallery"):
+        if key in ("probe", "gallery", "images"):
             folders[key] = Path(value).expanduser()
     return folders, [setting for setting in settings if setting.partition("=")[0] not in folders]
 
@@ -108,3 +120,25 @@ def predict_faces(config: Config, folders: dict[str, Path], options: argparse.Na
     shown = [folders["probe"] / name for name in probes], [folders["gallery"] / name for name in gallery]
     contact_sheet(*shown, order, scores).save(sheet)
     print(f"{options.out}, {sheet}: {len(probes)} probes, {len(gallery)} gallery pictures")
+
+
+def load_detector(config: Config) -> tuple[nn.Module, list[str]]:
+    """The network of a finished run, with the names of its classes; the data need not be there."""
+    folder = RunFolder(Path(str(config.run)))
+    result = folder.read_result()
+    names = result["data"]["val"]["categories"]
+    network = create_model(config.model, len(names), None)
+    network.register_buffer("category_ids", torch.zeros(len(names), dtype=torch.int64))
+    load_weights(Path(config.weights) if config.weights else folder.weights(result["weights"]), network)
+    return network, names
+
+
+def predict_objects(config: Config, folders: dict[str, Path], options: argparse.Namespace) -> None:
+    """Pictures with what was found in them, and the results."""
+    from drconv.tasks.detection.predict import pictures_in, predict
+
+    if "images" not in folders:
+        raise ConfigError("give images=<picture, or folder of pictures>")
+    network, names = load_detector(config)
+    written = predict(network, config, names, pictures_in(folders["images"]), options.out, options.score)
+    print(f"{options.out}: {len(written)} pictures, results.json")

@@ -18,7 +18,7 @@ MAX_PIXELS = 2**26  # 200 MB once decoded; data.max_pixels
 _SIXTEEN_BITS = ("PNG", "PPM")  # formats whose 32-bit mode in Pillow holds 16-bit grey
 
 
-def read_picture(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS, exif: bool = False) -> Tensor:
+def read_picture(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, exif: bool = False) -> Tensor:
     """Decode a picture file of any colour mode to uint8 RGB of shape (3, H, W).
 
     The content decides the format, not the file's ending: ImageNet has a PNG that is called JPEG. 16-bit grey is

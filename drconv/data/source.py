@@ -53,7 +53,7 @@ class FileSource:
         return self.index.labels
 
     def read(self, position: int) -> Tensor:
-        return read_picture(self.index.path(position), self.max_pixels)
+        return read_picture(self.index.path(position), max_pixels=self.max_pixels)
 
     def fingerprint(self) -> Fingerprint:
         return self.index.fingerprint()

@@ -14,6 +14,7 @@ from drconv.engine.optimizer import set_lr
 from drconv.engine.schedule import lr_factor
 from drconv.engine.state import TrainState
 from drconv.interfaces import Batch, Outputs
+from drconv.nn.diagnostics import set_progress
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -49,6 +50,7 @@ def train_step(
     state: TrainState, batches: Iterator[Batch], config: Config, num_steps: int, device: torch.device
 ) -> StepLog:
     """Takes ``runtime.accumulate`` micro-batches and updates the parameters once."""
+    set_progress(state.task, state.step / num_steps)
     accumulate = config.runtime.accumulate
     logged = StepLog()
     for part in range(accumulate):

@@ -7,6 +7,7 @@ operators; onnxruntime runs it as it is where our library of operators is loaded
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -205,12 +206,15 @@ class ExportedBlock(nn.Module):
 
 
 def resize_mask(mask: Tensor, size: Pair) -> Tensor:
-    """Nearest, as ``F.interpolate`` does it with the logits."""
+    """Nearest, as ``F.interpolate`` does it with the logits: in fp32, which a constant list keeps out of the file."""
     for axis in (1, 2):
         length, wanted = mask.shape[axis], size[axis - 1]
-        if length != wanted:
-            index = (torch.arange(wanted) * (length / wanted)).long().clamp(max=length - 1)
-            mask = mask.index_select(axis, index)
+        if length % wanted == 0:
+            mask = mask[:, :: length // wanted] if axis == 1 else mask[:, :, :: length // wanted]
+        else:
+            step = np.float32(length) / np.float32(wanted)
+            index = [min(int(np.float32(place) * step), length - 1) for place in range(wanted)]
+            mask = mask.index_select(axis, torch.tensor(index))
     return mask
 
 

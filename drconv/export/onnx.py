@@ -56,7 +56,7 @@ def export_onnx(
 
     Args:
         network: with DRConv, its rivals, or neither.
-        path: of the file; weights of more than 2 GB go into a second one beside it.
+        path: of the file.
         example: (2 or more, C, H, W) in the type of the network.
         masks: patterns of guides' names, such as ``"stage4.*"``; their masks become outputs ``mask.<name>``,
             int64 (B, H', W'), the region of each position.
@@ -125,17 +125,16 @@ def compare(network: nn.Module, path: Path, example: Tensor, options: Any = None
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     generator = torch.Generator().manual_seed(0)
     pictures = torch.randn(PICTURES, *example.shape[1:], generator=generator).to(example)
-    was_training, errors = network.training, []
+    network, errors = copy.deepcopy(network).eval(), []
     with torch.inference_mode():
         for batch in (pictures[:1], pictures[1:]):
-            ours, theirs = network.eval()(batch), torch.from_numpy(session.run(["output"], {"image": batch.numpy()})[0])
+            ours, theirs = network(batch), torch.from_numpy(session.run(["output"], {"image": batch.numpy()})[0])
             if ours.shape != theirs.shape:
                 raise ExportError(
                     f"onnxruntime gives {tuple(theirs.shape)} for {tuple(batch.shape)}, PyTorch {tuple(ours.shape)}"
                 )
             difference, size = ((ours - theirs).flatten(1).abs(), ours.flatten(1).abs())
             errors += (difference.amax(1) / size.amax(1).clamp(min=1e-30)).tolist()
-    network.train(was_training)
     middle = sorted(errors)[len(errors) // 2]
     if not middle <= TOLERANCE:
         raise ExportError(

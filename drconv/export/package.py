@@ -5,9 +5,11 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.node import map_aggregate
 
 from drconv.errors import ExportError
 from drconv.export.native import torch_library
@@ -40,6 +42,18 @@ class ChannelsLast(nn.Module):
         return self.network(image.contiguous(memory_format=torch.channels_last))
 
 
+def _replace_infinities(program: torch.export.ExportedProgram) -> None:
+    """The open end of a ReLU as a number: a package lists our operators' arguments in JSON, which has no infinity."""
+    largest = torch.finfo(torch.float32).max
+
+    def replace(value: Any) -> Any:
+        return largest if isinstance(value, float) and value == float("inf") else value
+
+    for node in program.graph.nodes:
+        if str(node.target).startswith("drconv."):
+            node.args, node.kwargs = map_aggregate(node.args, replace), map_aggregate(node.kwargs, replace)
+
+
 def export_package(network: nn.Module, path: Path, example: Tensor) -> PackageExport:
     """Compile a network (B, C, H, W) -> (B, ...) ahead; the batch is free, the size of the pictures is the example's.
 
@@ -63,6 +77,7 @@ def export_package(network: nn.Module, path: Path, example: Tensor) -> PackageEx
     with torch.no_grad(), tempfile.TemporaryDirectory(dir=path.parent) as folder:
         module(example)  # packs the filters, once for all calls of the package
         program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
+        _replace_infinities(program)
         file = torch._inductor.aoti_compile_and_package(program, package_path=str(Path(folder) / path.name))
         expected, ours = module(pictures), torch._inductor.aoti_load_package(file)(pictures)
         error = float((expected - ours).abs().max() / expected.abs().max())

@@ -33,8 +33,8 @@ class DRConv2d(FilterBank):
     """Dynamic region-aware convolution: every position is convolved with the filter its region chose (Eq. 4-8).
 
     Built like ``nn.Conv2d`` and called like it, ``conv(x)``, or ``conv(x, logits)`` with the logits of a shared guide.
-    The defaults are the form that trains stably (D11); ``DRConv2d(..., **PRINTED_FORM)`` is the printed one: for
-    equal parameters only the guide's norm makes a difference in the forward pass.
+    The defaults are the form that trains stably (D11); ``DRConv2d(..., **PRINTED_FORM)`` is the printed one. They
+    differ in the backward pass alone.
 
     Args:
         in_channels: C.
@@ -52,15 +52,16 @@ class DRConv2d(FilterBank):
         generator_bias: a bias in the grouped generator's second layer, W = s V + U.
         scale: False drops the grouped generator's first layer, W = V for every image.
         init_noise: spread of the filters over the regions at the start, as a share of the filter's own spread.
-        init_gain: standard deviation of a filter at the start over the usual one (D11); None for 1/sqrt(M), and for
+        init_gain: standard deviation of a filter at the start over the usual one; None for 1/sqrt(M), and for
             1/sqrt(experts) with "experts", as in the released code.
         filter_sharing: share of all regions' filter gradients in a region's own, see ``share_gradient``; 0 as printed
             (D11). For "grouped" only: experts are shared by construction.
+        filter_sharing_end: the share that is reached linearly at the end (``set_progress``); None for a constant one.
         generator_gradient: factor on the gradient of the generator's first layer and what flows on from it; 1 as
             printed (D11).
         guide: "own" (k x k, as the text says) or "shared" (the caller passes logits) (D2).
         guide_stride: the own guide is computed at 1/guide_stride of the output's resolution, then resized.
-        guide_norm: of the own guide: "batch" (D11) or "none", as printed, see ``Guide``; so are the next three.
+        guide_norm: of the own guide: "none", as printed, "scale" or "batch", see ``Guide``; so are the next three.
         guide_gradient: see there.
         feature_gradient: see there.
         guide_frozen: see there.
@@ -101,12 +102,13 @@ class DRConv2d(FilterBank):
         generator_bias: bool = False,
         scale: bool = True,
         init_noise: float = 0.1,
-        init_gain: float | None = 0.5,
+        init_gain: float | None = None,
         filter_sharing: float = 0.9,
+        filter_sharing_end: float | None = None,
         generator_gradient: float = 0.1,
         guide: str = "own",
         guide_stride: int = 1,
-        guide_norm: str = "batch",
+        guide_norm: str = "none",
         guide_gradient: float = 1.0,
         feature_gradient: float = 1.0,
         guide_frozen: bool = False,
@@ -125,6 +127,9 @@ class DRConv2d(FilterBank):
         self.init_noise = within("init_noise", init_noise, 0)
         self.init_gain = None if init_gain is None else within("init_gain", init_gain, 0)
         self.filter_sharing = within("filter_sharing", filter_sharing, 0, 1)
+        end = filter_sharing if filter_sharing_end is None else filter_sharing_end
+        self.filter_sharing_end = within("filter_sharing_end", end, 0, 1)
+        self.progress = 0.0
         self.generator_gradient = within("generator_gradient", generator_gradient, 0)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         shape = (out_channels, in_channels // groups, *self.kernel_size)
@@ -187,8 +192,11 @@ class DRConv2d(FilterBank):
     @property
     def is_one_product(self) -> bool:
         """Whether a position is one product of one pixel, with a static or a mixed filter: 1x1, stride 1, one group."""
-        is_pointwise = self.weight.shape[3:] == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0)
-        return is_pointwise and self.groups == 1 and (self.experts is not None or self.is_factored)
+        weight = self.weight
+        is_pointwise = weight.shape[3:] == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0)
+        if not is_pointwise or self.groups != 1:
+            return False
+        return self.experts is not None or (self.filter_bias is None and len(weight) == self.regions)
 
     def reset_parameters(self, std: float | None = None) -> None:
         """Start as a standard convolution that learns as fast as one.
@@ -264,9 +272,10 @@ class DRConv2d(FilterBank):
         return gate if self.generator_gradient == 1 else scale_gradient(gate, self.generator_gradient)
 
     def _shared_weight(self) -> Tensor:
-        if self.filter_sharing == 0 or self.experts is not None:
+        share = self.filter_sharing + (self.filter_sharing_end - self.filter_sharing) * self.progress
+        if share == 0 or self.experts is not None:
             return self.weight
-        return share_gradient(self.weight, self.filter_sharing)
+        return share_gradient(self.weight, share)
 
     def _convolve(self, x: Tensor, guide: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
         return region_conv2d(

@@ -29,6 +29,25 @@ def usage_entropy(usage: Tensor) -> Tensor:
     return torch.special.entr(usage).sum() / torch.tensor(float(usage.numel())).log()
 
 
+def region_coherence(logits: Tensor) -> Tensor:
+    """How much regions hang together: 1 for one piece, 0 where neighbours agree as in a shuffle of the positions.
+
+    The share of horizontal and vertical neighbours with the same region, e, against that of all pairs of positions of
+    a picture, c: ``(e - c) / (1 - c)``, both averaged over the batch; 0 where there is nothing to tell (a single region
+    or position). (B, M, H, W) to a scalar in fp32.
+    """
+    chosen = logits.detach().max(1).indices
+    positions = chosen[0].numel() if len(chosen) else 0
+    if positions < 2:
+        return torch.zeros((), device=logits.device)
+    pairs = [chosen[:, 1:] == chosen[:, :-1], chosen[:, :, 1:] == chosen[:, :, :-1]]
+    equal = torch.cat([pair.flatten() for pair in pairs]).float().mean()
+    regions = torch.arange(logits.shape[1], device=logits.device)
+    counts = (chosen.flatten(1)[:, None] == regions[:, None]).sum(2).float()
+    chance = ((counts * (counts - 1)).sum(1) / (positions * (positions - 1))).mean()
+    return torch.where(chance < 1, (equal - chance) / (1 - chance).clamp(min=1e-12), 0.0)
+
+
 def balance_loss(logits: Tensor) -> Tensor:
     """``M sum_r f_r p_r`` with f the shares of the arg max and p the mean probabilities; 1 when balanced, at most M.
 
@@ -77,6 +96,13 @@ def auxiliary_loss(network: nn.Module, balance: float, z: float) -> Tensor:
     return torch.stack(losses).mean()
 
 
+def set_progress(network: nn.Module, progress: float) -> None:
+    """Tell the layers how much of the training is done, 0 to 1, for ``filter_sharing_end``."""
+    for module in network.modules():
+        if isinstance(module, DRConv2d):
+            module.progress = progress
+
+
 @contextmanager
 def region_statistics(network: nn.Module) -> Iterator[Statistics]:
     """Watch the guides: ``with region_statistics(network) as statistics: network(x)``.
@@ -87,6 +113,7 @@ def region_statistics(network: nn.Module) -> Iterator[Statistics]:
     - ``entropy``: of the usage over its maximum, 1 for equal use and 0 for a single region,
     - ``logit_std`` and ``logit_range``: standard deviation over the regions, averaged over the positions, and the mean
       distance of the largest to the smallest logit,
+    - ``coherence``: of the regions, 1 for pieces and 0 for salt and pepper, see ``region_coherence``,
     - ``scale_min`` and ``scale_max``: over the generators of the layers this guide serves, where they have one,
     - ``filter_spread``: how far the filters of the regions of the first image lie from their mean, over their size
       (root mean squares, averaged over the layers this guide serves): 0 where DRConv is a standard convolution,
@@ -204,9 +231,10 @@ def _describe(logits: Tensor) -> dict[str, Any]:
     numbers = torch.stack(
         [
             usage_entropy(usage),
+            region_coherence(logits),
             logits.std(1, correction=0).mean().float(),
             (logits.amax(1) - logits.amin(1)).mean().float(),
         ]
     )
-    entropy, std, span = numbers.tolist()
-    return {"usage": usage.tolist(), "entropy": entropy, "logit_std": std, "logit_range": span}
+    names = ("entropy", "coherence", "logit_std", "logit_range")
+    return {"usage": usage.tolist(), **dict(zip(names, numbers.tolist(), strict=True))}

@@ -16,7 +16,7 @@ from drconv.nn.plain import standard
 from drconv.nn.precision import at_least_float32
 from drconv.nn.shared import SharedSequential
 
-NORMS = ("none", "batch")
+NORMS = ("none", "batch", "scale")
 
 
 @standard
@@ -33,7 +33,8 @@ class Guide(nn.Module):
         stride: as in ``nn.Conv2d``.
         padding: as there.
         dilation: as there.
-        norm: "batch" for a batch norm without affine on the logits (D11), or "none", as printed.
+        norm: "none", as printed; "scale" for one scale common to all logits (``LogitScale``); "batch" for a batch norm
+            without affine, which asks every region to win equally often.
         gradient: factor on the logits' gradient (the released code's beta); 1 as printed.
         feature_gradient: factor on the part that reaches the input; 0 cuts it off.
         frozen: the filter stays at its random start.
@@ -51,7 +52,7 @@ class Guide(nn.Module):
         padding: int | Pair = 0,
         dilation: int | Pair = 1,
         *,
-        norm: str = "batch",
+        norm: str = "none",
         gradient: float = 1.0,
         feature_gradient: float = 1.0,
         frozen: bool = False,
@@ -71,7 +72,11 @@ class Guide(nn.Module):
         weight = torch.empty(regions, in_channels, *size, device=device, dtype=dtype)
         self.weight = nn.Parameter(weight, requires_grad=not frozen)
         precise = None if dtype is None else torch.promote_types(dtype, torch.float32)
-        self.norm = LogitNorm(regions, affine=False, device=device, dtype=precise) if norm == "batch" else None
+        self.norm: LogitNorm | LogitScale | None = None
+        if norm == "batch":
+            self.norm = LogitNorm(regions, affine=False, device=device, dtype=precise)
+        elif norm == "scale":
+            self.norm = LogitScale(device=device, dtype=precise)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -132,6 +137,46 @@ class LogitNorm(nn.BatchNorm2d):
         for name, statistic in self.named_buffers():
             if statistic.is_floating_point():
                 self._buffers[name] = at_least_float32(statistic)
+        return self
+
+
+class LogitScale(nn.Module):
+    """Logits over one number: the root mean square, over batch, positions and regions, of their distance from the mean
+    over the regions at each position; in evaluation that of a running average.
+
+    It bounds the logits, whose growth begins a collapse, and makes the size of the guide's filter irrelevant, as a
+    batch norm does, but asks nothing about how often a region wins. The arg max stays what it is.
+    """
+
+    running_square: Tensor
+
+    def __init__(
+        self,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.register_buffer("running_square", torch.ones((), device=device, dtype=dtype))
+
+    def reset_running_stats(self) -> None:
+        self.running_square.fill_(1.0)
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """(B, M, H, W) to the same, the mean over the regions taken away."""
+        centred = logits - logits.mean(1, keepdim=True)
+        square = self.running_square.to(logits.dtype)
+        if self.training and logits.numel():
+            square = centred.square().mean()
+            self.running_square.lerp_(square.detach().to(self.running_square.dtype), self.momentum)
+        return centred * (square + self.eps).rsqrt()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self.running_square = at_least_float32(self.running_square)
         return self
 
 

@@ -18,7 +18,7 @@ def find_decisions(claimed: list[str], model: dict[str, Any]) -> list[str]:
         options["guide_norm"] != "none"
         or options["generator_gradient"] != 1
         or options["init_gain"] is not None
-        or (is_grouped and options["filter_sharing"] != 0)  # experts know no sharing
+        or (is_grouped and options["filter_sharing"] != 0)  # experts share by construction
     )
     depends = {
         "D1": is_ours and is_grouped and options["hidden"] is None,

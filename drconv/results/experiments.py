@@ -11,6 +11,8 @@ from drconv.identity import flatten, select_binding
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast
 
+_MISSING = object()  # unequal to every value
+
 
 class Experiments:
     """The files below ``configs/experiment``. Hydra is loaded for the first comparison and not before.
@@ -62,15 +64,17 @@ class Experiments:
     def differences(self, config: dict[str, Any], id: str) -> list[str]:
         """What a recorded configuration has otherwise than its experiment file, as ``key=value``.
 
-        The seed and the ``experiment`` section do not count. A key that came after the record was made does not
-        either: it has the default, which keeps what was before.
+        The seed and the ``experiment`` section do not count, nor do the options of a convolution that the model does
+        not use: their defaults may have changed since. A key that came after the record was made does not either: it
+        has the default, which keeps what was before.
         """
         expected = compose_experiment(self.configs.resolve(), id)
+        unused = [f"model.{conv}." for conv in ("drconv", "condconv") if conv != config["model"]["conv"]]
         recorded = select_binding(config)
         return [
             f"{key}={_as_override(value)}"
             for key, value in sorted(recorded.items())
-            if key != "seed" and not key.startswith("experiment.") and (key not in expected or expected[key] != value)
+            if key != "seed" and not key.startswith(("experiment.", *unused)) and expected.get(key, _MISSING) != value
         ]
 
 

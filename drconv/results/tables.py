@@ -11,26 +11,16 @@ from drconv.paths import CONFIGS, RESULTS
 from drconv.results.costs import Cost, read_costs
 from drconv.results.decisions import find_decisions
 from drconv.results.experiments import Experiments
+from drconv.results.forms import Fits, forms_table, planted_table, read_fits
 from drconv.results.read_records import Record, read_records
 from drconv.results.summary import Group, Spread, compute_spread, find_baseline, group_records, pair_by_seed
+from drconv.results.table import EMPTY, NOT_RUN, Table, format_spread
 
-NOT_RUN = "not run"
-EMPTY = "-"
 PAPER_TABLES = {  # of paper.yaml: title, key of the headline, its name
     "table1": ("Table 1: ImageNet, 224 pixels", "top1", "top-1"),
     "table2": ("Table 2: MegaFace, 1,000,000 distractors", "rank1", "rank-1"),
     "table3": ("Table 3: COCO minival", "box", "box AP"),
 }
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells as Markdown; a cell with links is a list of records, written when the page is known."""
-
-    title: str
-    header: list[str]
-    rows: list[list[str | list[Record]]]
-    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,6 +35,7 @@ class Sources:
         groups: the same, by configuration.
         costs: ``results/costs.yaml``, what was counted without a run.
         problems: files in ``results/runs`` that are no records.
+        fits: those of ``results/planted``, by file.
     """
 
     paper: dict[str, Any]
@@ -54,6 +45,7 @@ class Sources:
     groups: list[Group]
     costs: dict[str, Cost]
     problems: list[str]
+    fits: Fits
 
 
 def load_sources(root: Path) -> Sources:
@@ -72,12 +64,16 @@ def load_sources(root: Path) -> Sources:
     paper = yaml.safe_load((given / "paper.yaml").read_text())
     comparisons = yaml.safe_load((given / "comparisons.yaml").read_text())
     costs = read_costs(given / "costs.yaml")
-    return Sources(paper, comparisons, experiments, known, group_records(known, experiments), costs, problems)
+    fits = read_fits(root / "results" / "planted")
+    return Sources(paper, comparisons, experiments, known, group_records(known, experiments), costs, problems, fits)
 
 
 def make_tables(sources: Sources) -> dict[str, Table]:
-    """All tables by name: the paper's, the comparisons, and ``summary``, the short form of Table 1."""
-    tables = {name: paper_table(name, sources) for name in PAPER_TABLES if name in sources.paper}
+    """All tables by name: the forms, the planted regions, the paper's, the comparisons, and ``summary``, Table 1 in
+    short."""
+    tables = {"forms": forms_table(sources.fits, sources.groups, sources.costs)}
+    tables |= {f"planted_{name}": planted_table(name, fits) for name, fits in sources.fits.items()}
+    tables |= {name: paper_table(name, sources) for name in PAPER_TABLES if name in sources.paper}
     tables |= {name: comparison_table(name, sources) for name in sources.comparisons}
     return tables | {"summary": summary_table(sources)}
 
@@ -170,13 +166,6 @@ def comparison_table(name: str, sources: Sources) -> Table:
     return Table(entry["title"], header, rows, entry.get("text", ""))
 
 
-def format_spread(spread: Spread, sign: bool = False, unit: str = "seed") -> str:
-    """Such as ``78.12 ± 0.31 (3 seeds)``; no ± for a single number."""
-    number = f"{spread.mean:+.2f}" if sign else f"{spread.mean:.2f}"
-    deviation = "" if spread.deviation is None else f" ± {spread.deviation:.2f}"
-    return f"{number}{deviation} ({spread.count} {unit}{'' if spread.count == 1 else 's'})"
-
-
 def _select_ids(entry: dict[str, Any], ids: list[str]) -> list[str]:
     chosen = [id for pattern in _patterns(entry) for id in ids if fnmatchcase(id, pattern)]
     return list(dict.fromkeys(chosen))
@@ -198,7 +187,11 @@ def _groups_of(id: str, sources: Sources) -> list[Group | None]:
 
 
 def _row_name(row: str, printed: dict[str, Any], group: Group | None) -> str:
-    marks = [text for key, text in (("starred", "hypothesis, D4"), ("quoted", "quoted")) if printed.get(key)]
+    marks = [
+        text
+        for key, text in (("starred", "hypothesis, D4"), ("released", "as released"), ("quoted", "quoted"))
+        if printed.get(key)
+    ]
     return f"`{row}`" + (f" ({', '.join(marks)})" if marks else "") + (_changes(group) if group else "")
 
 
@@ -251,7 +244,11 @@ def _cost_cells(id: str, group: Group | None, sources: Sources, *keys: str) -> l
     cost = (group and group.records[0].content["cost"]) or (counted and asdict(counted))
     if not cost:
         return [EMPTY] * (len(keys) + 1)
-    return [*(f"{cost[key] / 1e6:.1f}M" for key in keys), f"{cost['parameters'] / 1e6:.2f}M"]
+    parameters = cost["parameters"]
+    return [
+        *(f"{cost[key] / 1e6:.{1 if cost[key] >= 1e6 else 2}f}M" for key in keys),
+        f"{parameters / 1e6:.2f}M" if parameters >= 1e5 else f"{parameters / 1e3:.1f}k",
+    ]
 
 
 def _run_cells(group: Group | None, described: dict[str, Any]) -> list[str | list[Record]]:

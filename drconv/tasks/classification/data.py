@@ -11,7 +11,7 @@ from drconv.data.source import FileSource, Source, check_same_classes, class_fol
 from drconv.errors import ConfigError
 from drconv.tasks.classification.dataset import PictureDataset, balanced_choice
 from drconv.tasks.classification.imagenet import index_flat_validation, is_flat
-from drconv.tasks.classification.memory import GeneratedSource, load_digits
+from drconv.tasks.classification.memory import DecodedSource, GeneratedSource, load_digits
 from drconv.tasks.classification.transforms import EvalTransform, TrainTransform
 
 _HOLDOUT_KEY, _FRACTION_KEY = 0, 1
@@ -41,6 +41,7 @@ def build_dataset(config: DataConfig, split: str, seed: int = 0) -> PictureDatas
         raise ConfigError(f"data.name={config.name} has no pictures with labels; use one of {', '.join(_SOURCES)}")
     source = _SOURCES[config.name](config, "train" if config.holdout else split)
     _check_number_of_classes(source, config)
+    source = DecodedSource(source) if config.in_memory else source
     transform = TrainTransform(config) if split == "train" else EvalTransform(config)
     positions = _positions(source.labels, config, split, seed)
     if positions is not None and len(positions) == 0:

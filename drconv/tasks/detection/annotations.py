@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 from pycocotools import mask as rle
 
 from drconv.errors import DataError
@@ -255,6 +256,11 @@ def clip_box(box: tuple[float, ...], size: tuple[int, int]) -> tuple[float, floa
     return max(0.0, x), max(0.0, y), min(float(columns), x + width), min(float(rows), y + height)
 
 
-def decode_mask(mask: bytes, size: tuple[int, int]) -> np.ndarray:
+def decode_mask(mask: bytes, size: tuple[int, int]) -> NDArray[np.uint8]:
     """uint8 (rows, columns) from compressed runs."""
     return rle.decode({"size": list(size), "counts": mask})
+
+
+def decode_masks(masks: list[bytes], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """uint8 (rows, columns, n), in Fortran order."""
+    return rle.decode([{"size": list(size), "counts": mask} for mask in masks])

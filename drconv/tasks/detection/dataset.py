@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from drconv.config import CocoConfig, DataConfig
-from drconv.data.decode import read_picture
+from drconv.data.decode import MAX_PIXELS, read_picture
 from drconv.errors import DataError
 from drconv.interfaces import Batch, Facts, Fingerprint, Sample, SampleKey
 from drconv.tasks.detection import transforms
@@ -58,6 +58,7 @@ class CocoDataset:
         flip: chance of a horizontal flip in training.
         is_training: whether samples are drawn and have targets.
         needs_masks: whether targets have masks; objects without one are then left out, as in detectron2.
+        max_pixels: a picture with more is refused.
 
     Raises:
         DataError: the files' categories differ, or no picture is left.
@@ -70,9 +71,10 @@ class CocoDataset:
         flip: float = 0.0,
         is_training: bool = False,
         needs_masks: bool = True,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.parts, self.config, self.flip = parts, config, flip
-        self.is_training, self.needs_masks = is_training, needs_masks
+        self.is_training, self.needs_masks, self.max_pixels = is_training, needs_masks, max_pixels
         self.categories = parts[0].index.categories
         for part in parts[1:]:
             if part.index.categories != self.categories:
@@ -133,7 +135,7 @@ class CocoDataset:
 
     def _read(self, part: Part, position: int, size: tuple[int, int]) -> Tensor:
         path = part.folder / part.index.name(position)
-        picture = read_picture(path, self.config.exif)
+        picture = read_picture(path, max_pixels=self.max_pixels, exif=self.config.exif)
         if tuple(picture.shape[1:]) != size:
             raise DataError(
                 f"{path} has {picture.shape[1]} rows and {picture.shape[2]} columns, and {part.index.path} says "
@@ -178,7 +180,7 @@ class CocoDataset:
         return {
             "pictures": len(self),
             "files": {part.index.path.name: part.index.digest for part in self.parts},
-            "categories": len(self.categories),
+            "categories": [name for _, name in self.categories],
         }
 
 
@@ -211,4 +213,4 @@ def build_dataset(config: DataConfig, split: str, needs_masks: bool = True) -> C
                     f"{root}/annotations/{name} and the pictures in {root}/{folder}"
                 )
         parts.append(Part(load_coco(path), root / folder))
-    return CocoDataset(parts, config.coco, config.augment.flip, split == "train", needs_masks)
+    return CocoDataset(parts, config.coco, config.augment.flip, split == "train", needs_masks, config.max_pixels)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from drconv.config import Config
 from drconv.data import normalise
 from drconv.data.decode import read_picture
+from drconv.data.index import PICTURE_ENDINGS
 from drconv.errors import DataError
 from drconv.files import replace_file
 from drconv.tasks.detection.average_precision import Found
@@ -21,6 +22,20 @@ from drconv.tasks.detection.transforms import Change, change_picture, fit
 
 COLOURS = ((230, 60, 60), (60, 160, 240), (70, 200, 90), (240, 180, 40), (190, 90, 230), (40, 200, 200))
 OPACITY = 0.45
+
+
+def pictures_in(place: Path) -> list[Path]:
+    """A picture, or those of a folder, by name.
+
+    Raises:
+        DataError: there is none.
+    """
+    if place.is_file():
+        return [place]
+    found = sorted(path for path in place.glob("*") if path.suffix.lower() in PICTURE_ENDINGS)
+    if not found:
+        raise DataError(f"images={place} holds no picture ({', '.join(PICTURE_ENDINGS)})")
+    return found
 
 
 @torch.inference_mode()
@@ -49,15 +64,13 @@ def predict(
         The pictures that were written.
 
     Raises:
-        DataError: there is no picture, or one does not decode.
+        DataError: a picture does not decode.
     """
-    if not images:
-        raise DataError("images= names no picture; give files or a folder of .jpg and .png files")
     out.mkdir(parents=True, exist_ok=True)
     network.eval()
     records, written = [], []
     for path in images:
-        picture = read_picture(path, config.data.coco.exif)
+        picture = read_picture(path, max_pixels=config.data.max_pixels, exif=config.data.coco.exif)
         found = detect(network, config, picture)
         records += as_records(found, path.name, (picture.shape[1], picture.shape[2]), network.category_ids.tolist())  # type: ignore[union-attr,operator]
         written.append(out / f"{path.stem}.png")

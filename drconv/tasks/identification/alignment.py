@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from drconv.errors import DataError
+from drconv.files import open_regular
 
 # Left eye in the picture, right eye, nose, left and right corner of the mouth, in 112x112; 112x96 has x - 8.
 TEMPLATE = np.array(
@@ -22,6 +23,7 @@ TEMPLATE = np.array(
 )
 SIZES = {(112, 112): 0.0, (112, 96): 8.0}  # rows and columns, what is taken from the template's x
 MOST_RESIDUAL = 12.0  # pixels of the template, root mean square
+ALIGNED = ("JPEG", "PNG", "BMP", "WEBP")  # Pillow's names of the formats that are read
 SCALES = (0.02, 20.0)  # template pixels for one of the picture
 Points = NDArray[np.float64]
 
@@ -100,7 +102,7 @@ def align_folder(folder: Path, landmarks: Path, target: Path, size: tuple[int, i
             bad.append(BadRow(name, "not ten numbers behind the path"))
             continue
         try:
-            with Image.open(folder / name, formats=("JPEG", "PNG", "BMP", "WEBP")) as picture:
+            with open_regular(folder / name) as file, Image.open(file, formats=ALIGNED) as picture:
                 _check_inside(points, picture.size)
                 crop = align(picture, points, size)
         except (OSError, ValueError, SyntaxError) as error:

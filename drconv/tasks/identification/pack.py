@@ -10,7 +10,7 @@ from PIL import Image
 from drconv.data.hashing import permutation
 from drconv.data.index import FileIndex, scan_class_folders
 from drconv.errors import DataError
-from drconv.files import replace_file
+from drconv.files import open_regular, replace_file
 from drconv.tasks.identification.recordio import RecordReader, RecordWriter, pack_payload, unpack_payload
 from drconv.tasks.identification.records import CLASSES_FILE, class_names, number_of_classes, open_faces
 
@@ -74,8 +74,9 @@ def _checked(index: FileIndex, position: int, size: tuple[int, int]) -> bytes:
 def _picture(index: FileIndex, position: int) -> tuple[bytes, tuple[int, int]]:
     """Bytes and size (width, height) of a file."""
     path = Path(index.path(position))
-    data = path.read_bytes()
     try:
+        with open_regular(path) as file:
+            data = file.read()
         with Image.open(io.BytesIO(data), formats=list(ENDINGS)) as picture:
             return data, picture.size
     except Exception as error:
