@@ -31,16 +31,11 @@ from drconv.weights import save_weights
 ROOT = Path(__file__).parents[1]
 PLAIN = "small/imagenette/shufflenetv2_0.5x"
 DRCONV = "small/imagenette/drconv_shufflenetv2_0.5x"
-<<<<<<< HEAD
 
 
 def page_with(*names: str) -> str:
     blocks = [f"<!-- tables:begin {name} -->\n<!-- tables:end -->\n\n" for name in names]
     return f"# Words of a person\n\n{''.join(blocks)}More words.\n"
-=======
-BLOCKS = [f"<!-- tables:begin {name} -->\n<!-- tables:end -->\n\n" for name in PAGES_WITH_BLOCKS["docs/evidence.md"]]
-EVIDENCE = f"# Words of a person\n\n{''.join(BLOCKS)}More words.\n"
->>>>>>> main
 
 
 @pytest.fixture
