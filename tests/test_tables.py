@@ -31,8 +31,11 @@ from drconv.weights import save_weights
 ROOT = Path(__file__).parents[1]
 PLAIN = "small/imagenette/shufflenetv2_0.5x"
 DRCONV = "small/imagenette/drconv_shufflenetv2_0.5x"
-BLOCKS = [f"<!-- tables:begin {name} -->\n<!-- tables:end -->\n\n" for name in PAGES_WITH_BLOCKS["docs/evidence.md"]]
-EVIDENCE = f"# Words of a person\n\n{''.join(BLOCKS)}More words.\n"
+
+
+def page_with(*names: str) -> str:
+    blocks = [f"<!-- tables:begin {name} -->\n<!-- tables:end -->\n\n" for name in names]
+    return f"# Words of a person\n\n{''.join(blocks)}More words.\n"
 
 
 @pytest.fixture
@@ -44,7 +47,9 @@ def root(tmp_path: Path) -> Path:
     for name in ("paper.yaml", "comparisons.yaml", "costs.yaml"):
         shutil.copy(ROOT / "results" / name, tmp_path / "results" / name)
     (tmp_path / "README.md").write_text("# Title\n\n<!-- tables:begin -->\n<!-- tables:end -->\n")
-    (tmp_path / "docs" / "evidence.md").write_text(EVIDENCE)
+    for page, names in PAGES_WITH_BLOCKS.items():
+        if page.startswith("docs/"):
+            (tmp_path / page).write_text(page_with(*names))
     write_pages(tmp_path)
     return tmp_path
 
@@ -287,7 +292,7 @@ def test_damaged_curve_is_caught(root: Path, line: str) -> None:
 
 def test_missing_page_and_missing_block_are_caught(root: Path) -> None:
     page = root / "docs" / "evidence.md"
-    page.write_text("".join(BLOCKS[:2]) + BLOCKS[3])
+    page.write_text(page_with(*(name for name in PAGES_WITH_BLOCKS["docs/evidence.md"] if name != "cifar10")))
     (problem,) = problems_of(root)
     assert "has no block for cifar10" in problem
     page.unlink()
