@@ -195,7 +195,7 @@ def test_compiles_without_graph_break(form: str, training: bool) -> None:
     [
         ({"generator": "mixed"}, "grouped, experts"),
         ({"guide": "block"}, '"own" or "shared"'),
-        ({"guide_norm": "layer"}, "none, scale, batch"),
+        ({"guide_norm": "layer"}, "none, batch, scale"),
         ({"hidden": 12}, "multiple of regions=8"),
         ({"groups": 3}, "groups=3"),
         ({"generator": "experts", "generator_bias": True}, "generator_bias"),

@@ -1,7 +1,7 @@
 """DRConv and the layers it is compared with; torch and the standard library only."""
 
 from drconv.nn.condconv import CondConv2d, RoutedSequential
-from drconv.nn.conv import PRINTED_FORM, DRConv2d
+from drconv.nn.conv import DRConv2d
 from drconv.nn.cost import count_cost
 from drconv.nn.deformable import DeformableKernelConv2d
 from drconv.nn.diagnostics import auxiliary_loss, gradient_norms, keep_logits, region_statistics
@@ -10,6 +10,7 @@ from drconv.nn.fusion import fuse_for_inference
 from drconv.nn.generators import pool_inside
 from drconv.nn.guide import Guide, GuidedSequential
 from drconv.nn.local import LocalConv2d
+from drconv.nn.options import PRINTED_FORM
 from drconv.nn.selection import is_pointwise
 from drconv.nn.substitute import substitute
 

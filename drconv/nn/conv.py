@@ -19,22 +19,13 @@ from drconv.nn.packing import PackedFilters
 from drconv.nn.plain import standard
 from drconv.nn.precision import autocast_dtype, without_autocast
 
-# The options of the form that the paper prints, where the defaults are what trains stably (D11).
-PRINTED_FORM: dict[str, Any] = {
-    "init_gain": None,
-    "filter_sharing": 0.0,
-    "generator_gradient": 1.0,
-    "guide_norm": "none",
-}
-
 
 @standard
 class DRConv2d(FilterBank):
     """Dynamic region-aware convolution: every position is convolved with the filter its region chose (Eq. 4-8).
 
     Built like ``nn.Conv2d`` and called like it, ``conv(x)``, or ``conv(x, logits)`` with the logits of a shared guide.
-    The defaults are the form that trains stably (D11); ``DRConv2d(..., **PRINTED_FORM)`` is the printed one. They
-    differ in the backward pass alone.
+    The defaults train stably (D11); ``**PRINTED_FORM`` makes the printed form. They differ in the backward pass alone.
 
     Args:
         in_channels: C.

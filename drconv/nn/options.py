@@ -9,6 +9,14 @@ from drconv.nn.kernels.geometry import Pair, pair
 
 GENERATORS = ("grouped", "experts")
 
+# The options of the form that the paper prints, where the defaults are what trains stably (D11).
+PRINTED_FORM: dict[str, Any] = {
+    "init_gain": None,
+    "filter_sharing": 0.0,
+    "generator_gradient": 1.0,
+    "guide_norm": "none",
+}
+
 
 def at_least(name: str, value: Any, lowest: int) -> int:
     """A whole number.

@@ -6,7 +6,8 @@ from typing import Any
 from torch import nn
 
 from drconv.nn.condconv import CondConv2d
-from drconv.nn.conv import PRINTED_FORM, DRConv2d
+from drconv.nn.conv import DRConv2d
+from drconv.nn.options import PRINTED_FORM
 
 TWO_PARTS = PRINTED_FORM | {"filter_sharing": 0.9, "generator_gradient": 0.1}
 FOUR_PARTS = {"init_gain": 0.5, "filter_sharing": 0.9, "generator_gradient": 0.1, "guide_norm": "batch"}
