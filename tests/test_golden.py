@@ -32,6 +32,8 @@ COMMON = ["runtime.device=cpu", "runtime.workers=0", "runtime.threads=1", "loggi
 SHORT = ["recipe.epochs=null", f"recipe.steps={STEPS}", "recipe.schedule.warmup_steps=5"]
 TASKS = {  # by task, a small run of it
     "classification": ["model=drconv_shufflenetv2_0.25x", "recipe.batch_size=16", "recipe.optimizer.lr=0.02", *SHORT],
+    "identification": ["model=drconv_mobilefacenet", "recipe.batch_size=8", "recipe.optimizer.lr=0.02", *SHORT],
+    "detection": ["model=drconv_detnas_300m_fpn_8r", "recipe.batch_size=2", "recipe.optimizer.lr=0.002", *SHORT],
 }
 NETWORKS = {  # files of configs/model: rows and columns of the input
     **{f"{conv}{name}": (64, 64) for name in ("shufflenetv2_0.5x", "mobilenetv1_0.25x", "mobilenetv2_0.25x")
