@@ -15,6 +15,7 @@ COMMANDS = {
     "curves": ("curves", "draws the curves of runs"),
     "data": ("data", "checks and indexes picture folders; packs and aligns faces"),
     "predict": ("predict", "says what a trained network makes of your own pictures"),
+    "selftest": ("selftest", "holds the kernels of this machine against the reference"),
     "megaface": ("megaface", "computes rank-1 among MegaFace's distractors"),
 }
 
