@@ -38,7 +38,8 @@ def test_a_program_without_python_runs_a_package(network: nn.Module, tmp_path: P
     report = export_package(network, tmp_path / "network.pt2", torch.randn(2, 3, 16, 16))
     root, program = Path(torch.__file__).parent, tmp_path / "deploy"
     includes = [f"-I{root / 'include'}", f"-I{root / 'include' / 'torch' / 'csrc' / 'api' / 'include'}"]
-    links = [f"-L{root / 'lib'}", f"-Wl,-rpath,{root / 'lib'}", "-Wl,--no-as-needed", "-ltorch_cpu", "-lc10", "-ldl"]
+    rpath = f"-Wl,-rpath,{root / 'lib'}"
+    links = [f"-L{root / 'lib'}", rpath, "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10", "-ldl"]
     source = str(ROOT / "examples" / "deploy.cpp")
     subprocess.run(["c++", "-O0", "-std=c++20", source, *includes, *links, "-o", str(program)], check=True)
     words = [str(program), str(report.library), str(report.path), "3", "16", "16"]
