@@ -236,8 +236,10 @@ def _flatten(block: nn.Sequential) -> list[nn.Module]:
     """The layers of a sequence; iterating leaves out the guide, which is a child of its block too."""
     leaves: list[nn.Module] = []
     for module in block:
-        is_sequence = isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
-        leaves += _flatten(module) if is_sequence else [module]
+        if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+            leaves += _flatten(module)
+        else:
+            leaves.append(module)
     return leaves
 
 
