@@ -232,10 +232,14 @@ def exported(module: nn.Module) -> nn.Module:
     return module
 
 
-def _flatten(block: nn.Module) -> list[nn.Module]:
+def _flatten(block: nn.Sequential) -> list[nn.Module]:
+    """The layers of a sequence; iterating leaves out the guide, which is a child of its block too."""
     leaves: list[nn.Module] = []
-    for module in block.children():
-        leaves += _flatten(module) if type(module).forward is nn.Sequential.forward else [module]
+    for module in block:
+        if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+            leaves += _flatten(module)
+        else:
+            leaves.append(module)
     return leaves
 
 
