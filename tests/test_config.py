@@ -126,7 +126,7 @@ def test_both_ends_of_every_number(make_config: Callable[..., Config], key: str)
         *("data.augment.jitter=[nan,-1,1e9]", "data.augment.crop_scale=[1,0.5]", "data.augment.crop_ratio=[0,0]"),
         *("recipe.optimizer.lr=1e39", "model.dropout=nan", "data.num_classes=0", "data.augment.crop_padding=1000000"),
         *("runtime.threads=1000000", "recipe.batch_size=1000000000000", "runtime.workers=2000"),
-        *("model.drconv.regions=100000", "seed=100000000000000000000000", "data.std=[0,1,1]", "data.mean=[.inf,0,0]"),
+        *("model.drconv.regions=100000", "seed=100000000000000000000000", "data.std=[0,1,1]", "data.mean=[inf,0,0]"),
     ],
 )
 def test_found_numbers_are_refused(make_config: Callable[..., Config], override: str) -> None:

@@ -122,13 +122,13 @@ def test_a_run_its_evaluation_and_predictions(faces: Callable[..., Config], tmp_
     save_faces(tmp_path / "probe", 50, 2, 1)
     save_faces(tmp_path / "gallery", 50, 3, 1)
     common = [f"run={tmp_path / 'run'}", f"probe={tmp_path / 'probe'}"]
-    run_predict([*common, f"gallery={tmp_path / 'gallery'}", "--count", "2", "--out", str(tmp_path / "m.csv")])
+    run_predict([*common, f"gallery={tmp_path / 'gallery'}", "--count", "3", "--out", str(tmp_path / "m.csv")])
     rows = list(csv.DictReader((tmp_path / "m.csv").open()))
-    assert [(row["probe"], row["gallery"], row["similarity"]) for row in rows if row["rank"] == "1"] == [
-        ("050/0.jpg", "050/0.jpg", "1.0000"),
-        ("051/0.jpg", "051/0.jpg", "1.0000"),
-    ]
-    assert Image.open(tmp_path / "m.png").size == (3 * 96 + 8, 2 * 126)
+    assert {row["similarity"] for row in rows if row["rank"] == "1"} == {"1.0000"}
+    # After two steps other faces can be as near as the same file; that itself is always there.
+    own = {row["probe"]: row["similarity"] for row in rows if row["probe"] == row["gallery"]}
+    assert own == {"050/0.jpg": "1.0000", "051/0.jpg": "1.0000"}
+    assert Image.open(tmp_path / "m.png").size == (4 * 96 + 8, 2 * 126)
     run_predict([*common, "--out", str(tmp_path / "e.npz")])
     assert np.load(tmp_path / "e.npz")["embeddings"].shape == (2, 128)
     with pytest.raises(ConfigError, match=r"must end in \.npz"):

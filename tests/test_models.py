@@ -134,7 +134,7 @@ def test_widths_between_the_published_ones_grow_evenly() -> None:
 def test_small_stem_keeps_the_resolution(name: str) -> None:
     sizes = {}
     for image_size in (64, 65):
-        network = models.create_model(ModelConfig(name, 0.5), num_classes=5, image_size=image_size).eval()
+        network = models.create_model(ModelConfig(name, 0.5), num_classes=5, input_size=image_size).eval()
         inputs: list[Tensor] = []
         network.get_submodule(network.replaceable_layers[0]).register_forward_pre_hook(
             lambda _, args, inputs=inputs: inputs.append(args[0])
@@ -165,7 +165,7 @@ def test_layers_and_guides_of_the_paper(name: str, layers: int, guides: int) -> 
 def test_every_form_trains(name: str, conv: str) -> None:
     torch.manual_seed(0)
     config = ModelConfig(name, 0.25, conv=conv, drconv=DRConvConfig(regions=2), condconv=CondConvConfig(2))
-    network = models.create_model(config, num_classes=3, image_size=32)
+    network = models.create_model(config, num_classes=3, input_size=32)
     logits = network(torch.randn(2, 3, 32, 32))
     assert logits.shape == (2, 3)
     logits.square().sum().backward()
