@@ -127,7 +127,7 @@ def test_any_stride_is_read_rightly(how: str) -> None:
 
 def test_wrong_parameters_of_a_layer_are_refused_in_both_modes() -> None:
     def replaced(name: str, value: Tensor) -> DRConv2d:
-        conv = DRConv2d(4, 64, 1, regions=3)
+        conv = DRConv2d(4, 64, 1, regions=3, guide_norm="batch")
         owner, _, attribute = name.rpartition(".")
         module = conv.get_submodule(owner)
         if attribute in module._buffers:

@@ -101,7 +101,8 @@ def test_overwrite_continues_what_is_not_finished(
     assert "continues at step 2 of 6" in capsys.readouterr().out
     assert not Path(f"{config.run}.old1").exists()
     Path(config.run, "result.json").unlink()
-    Path(config.run, "resume.pt").write_bytes(b"cut")
+    for name in ("resume.pt", "resume.previous.pt"):  # with one of them whole the run would go on
+        Path(config.run, name).write_bytes(b"cut")
     train.train(config)
     assert Path(f"{config.run}.old1", "resume.pt").read_bytes() == b"cut"
 

@@ -78,7 +78,7 @@ class AveragePrecision:
         self.found.append(Found(found.index, found.boxes[order], found.scores[order], found.labels[order], masks))
 
     def compute(self) -> dict[str, float]:
-        """The numbers over all ranks; a class without ground truth counts for nothing."""
+        """The numbers over all ranks; a class or size without ground truth counts for nothing."""
         gathered = distributed.gather_objects(self.found)
         return distributed.on_main(lambda: self._score([found for part in gathered for found in part]))
 
@@ -94,7 +94,8 @@ class AveragePrecision:
                 replace_file(self.folder / f"{self.name}.{KINDS[kind]}.json", json.dumps(records))
             truth = ground_truth(self.dataset, [one.index for one in found], kind)
             evaluation = evaluate(truth, records, KINDS[kind])
-            metrics |= {f"{kind}_{name}": value for name, value in summary(evaluation).items()}
+            known = {name: value for name, value in summary(evaluation).items() if not np.isnan(value)}
+            metrics |= {f"{kind}_{name}": value for name, value in known.items()}
             for name, value in class_precision(evaluation).items():
                 self.by_class.setdefault(name, {})[f"{kind}_ap"] = value
         if self.folder is not None:
