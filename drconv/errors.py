@@ -36,8 +36,14 @@ class ExportError(UserError):
     """What was exported computes something else than the network, or cannot be built."""
 
 
+class LostLoaderError(DataError):
+    """A loader process ended while a batch came from it."""
+
+
 def of_lost_loader(error: BaseException) -> DataError | None:
     """The error of a user for a loader process that was killed: torch raises its own wherever the run happens to be."""
+    if isinstance(error, LostLoaderError):
+        return error
     if not isinstance(error, RuntimeError) or "DataLoader worker" not in str(error):
         return None
     reason = " ".join(str(error).splitlines()[0].split())

@@ -9,7 +9,7 @@ from weakref import WeakSet
 from torch.utils.data import DataLoader, Sampler
 
 from drconv.data.sampler import EvalSampler, TrainSampler
-from drconv.errors import DataError
+from drconv.errors import DataError, LostLoaderError
 from drconv.interfaces import Batch, Dataset, SampleKey
 
 _GRACE_S = 30  # how long a loader process outlives SIGTERM
@@ -48,6 +48,11 @@ class Loader:
             # own.
             message = str(error).strip().splitlines()[-1].split("DataError: ")[-1]
             raise DataError(message) from None
+        except (ConnectionError, EOFError) as error:  # it was killed while it handed over a batch
+            raise LostLoaderError(
+                f"a loader process ended ({type(error).__name__}). Was memory short? Lower runtime.workers; the same "
+                f"command continues"
+            ) from None
 
     def close(self) -> None:
         """Ends the loader processes."""
