@@ -75,7 +75,7 @@ TASKS: dict[str, TaskEntry] = {
         "drconv.tasks.detection",
         "Detection",
         Headline("val/box_ap", "box AP", "%"),
-        ("val/box_ap*", "val/mask_ap*", "val/pictures", "val/detections"),
+        tuple(f"{name}/{key}" for name in ("val", "seen") for key in ("box_ap*", "mask_ap*", "pictures", "detections")),
     ),
 }
 

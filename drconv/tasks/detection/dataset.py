@@ -59,6 +59,7 @@ class CocoDataset:
         is_training: whether samples are drawn and have targets.
         needs_masks: whether targets have masks; objects without one are then left out, as in detectron2.
         max_pixels: a picture with more is refused.
+        name: of the set; results are written under it.
 
     Raises:
         DataError: the files' categories differ, or no picture is left.
@@ -72,8 +73,9 @@ class CocoDataset:
         is_training: bool = False,
         needs_masks: bool = True,
         max_pixels: int = MAX_PIXELS,
+        name: str = "val",
     ) -> None:
-        self.parts, self.config, self.flip = parts, config, flip
+        self.parts, self.config, self.flip, self.name = parts, config, flip, name
         self.is_training, self.needs_masks, self.max_pixels = is_training, needs_masks, max_pixels
         self.categories = parts[0].index.categories
         for part in parts[1:]:
@@ -196,7 +198,7 @@ def build_dataset(config: DataConfig, split: str, needs_masks: bool = True) -> C
 
     Args:
         config: ``root``, ``coco``, and the flip's chance.
-        split: train or val.
+        split: train, val, or seen: the training pictures to evaluate on.
         needs_masks: whether training targets have masks.
 
     Raises:
@@ -204,7 +206,7 @@ def build_dataset(config: DataConfig, split: str, needs_masks: bool = True) -> C
         DataError: see ``read_annotations`` and ``CocoDataset``.
     """
     root, parts = Path(str(config.root)), []
-    for name, folder in LAYOUTS[config.coco.layout][split]:
+    for name, folder in LAYOUTS[config.coco.layout]["train" if split == "seen" else split]:
         path = root / "annotations" / name
         for place in (path, root / folder):
             if not place.exists():
@@ -213,4 +215,6 @@ def build_dataset(config: DataConfig, split: str, needs_masks: bool = True) -> C
                     f"{root}/annotations/{name} and the pictures in {root}/{folder}"
                 )
         parts.append(Part(load_coco(path), root / folder))
-    return CocoDataset(parts, config.coco, config.augment.flip, split == "train", needs_masks, config.max_pixels)
+    return CocoDataset(
+        parts, config.coco, config.augment.flip, split == "train", needs_masks, config.max_pixels, name=split
+    )

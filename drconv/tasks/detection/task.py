@@ -50,7 +50,8 @@ class Detection(Task[AveragePrecision]):
 
     @staticmethod
     def evaluation_sets(config: Config) -> dict[str, Dataset]:
-        return {"val": _dataset(config, "val")}
+        names = ("val", "seen") if config.data.coco.seen else ("val",)
+        return {name: _dataset(config, name) for name in names}
 
     def forward(self, batch: Batch) -> Outputs:
         images = self._images(batch)
@@ -76,7 +77,7 @@ class Detection(Task[AveragePrecision]):
         config = self.config
         folder = None if config.run is None or config.runtime.dry_run else Path(config.run) / "detections"
         kinds = ("box", "mask") if self.network.with_masks else ("box",)
-        return AveragePrecision(dataset, folder, "val", kinds)
+        return AveragePrecision(dataset, folder, dataset.name, kinds)
 
     def cost(self) -> NetworkCost:
         """Multiply-adds of body and FPN for the commonest picture; those of the heads depend on what is proposed.
