@@ -109,7 +109,9 @@ class CocoConfig:
     max_size: int = 1333  # pixels that the longer side may have
     keep_empty: bool = False  # train on pictures without a box, too
     exif: bool = False  # turn pictures as their EXIF tag says; COCO's boxes refer to the stored pixels
-    seen: bool = False  # evaluate on the training pictures too, as the set "seen": how much a small set is learned by heart
+    seen: bool = (
+        False  # evaluate on the training pictures too, as the set "seen": how much a small set is learned by heart
+    )
 
 
 @dataclass

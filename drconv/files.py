@@ -1,12 +1,14 @@
 """Files that are either whole or untouched, and reading of files that somebody else may have put there."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import math
 import os
 import secrets
 import stat
+from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,21 @@ def replace_file(path: Path, content: bytes | memoryview | str) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def one_at_a_time(lock: Path) -> Iterator[None]:
+    """Waits while another process is inside with the same lock file; the lock goes with its process.
+
+    File systems without locks let everybody in, so what is done inside must end in a rename all the same.
+    """
+    number = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(number, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(number)
 
 
 def keep_copy(path: Path, copy: Path) -> None:

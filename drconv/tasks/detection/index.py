@@ -4,12 +4,11 @@ As Python objects the annotations of train2017 would be copied bit by bit into e
 object writes its reference count.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from drconv.files import file_hash, replace_file
+from drconv.files import file_hash, one_at_a_time, replace_file
 from drconv.tasks.detection.annotations import Contents, clip_box, read_annotations
 
 logger = logging.getLogger(__name__)
@@ -114,7 +113,10 @@ def load_coco(path: Path) -> CocoIndex:
         DataError: see ``read_annotations``.
     """
     stored = _cache_file(path)
-    return _open(stored, path) or _with_lock(stored, lambda: _open(stored, path) or _make(path, stored))
+    if (index := _open(stored, path)) is not None:
+        return index
+    with one_at_a_time(stored.with_suffix(".lock")):  # one rank makes the index, the others wait for it
+        return _open(stored, path) or _make(path, stored)
 
 
 def cache_folder() -> Path:
@@ -179,13 +181,6 @@ def _open(stored: Path, path: Path) -> CocoIndex | None:
     categories = [(key, name) for key, name in header["categories"]]
     fields: dict[str, Any] = {**texts, **tensors}
     return CocoIndex(path, header["digest"], categories, header["findings"], **fields)
-
-
-def _with_lock(stored: Path, make: Callable[[], CocoIndex]) -> CocoIndex:
-    """One rank makes the index, the others wait for it."""
-    with open(stored.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return make()
 
 
 def _cache_file(path: Path) -> Path:

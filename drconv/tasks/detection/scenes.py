@@ -4,7 +4,6 @@ The digits are real (UCI, 8x8 pixels, enlarged). They overlap, and heaps of smal
 annotations are written once, below ``cache_folder()``, so that everything that reads COCO reads these too.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as rle
 
+from drconv.files import one_at_a_time
 from drconv.tasks.detection.index import cache_folder
 
 COUNTS = {"train": 600, "val": 60}
@@ -34,18 +34,25 @@ Pixels = NDArray[np.uint8]
 def scenes_folder() -> Path:
     """The data set's folder, in the layout of COCO 2017; it is written on first use."""
     folder = cache_folder() / f"scenes-{_VERSION}"
-    with open(folder.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with one_at_a_time(folder.with_suffix(".lock")):
         if not folder.exists():
-            made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".scenes-"))
-            try:
-                for number, split in enumerate(COUNTS):
-                    write_scenes(made, split, seed=number)
-                os.rename(made, folder)
-            except BaseException:
-                shutil.rmtree(made, ignore_errors=True)
-                raise
+            _make(folder)
     return folder
+
+
+def _make(folder: Path) -> None:
+    """Writes below a name of this process alone, then renames; where another process was faster, its folder stays."""
+    made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".scenes-"))
+    try:
+        for number, split in enumerate(COUNTS):
+            write_scenes(made, split, seed=number)
+        try:
+            os.rename(made, folder)
+        except OSError:
+            if not folder.exists():
+                raise
+    finally:
+        shutil.rmtree(made, ignore_errors=True)  # still there after a failure, or beside a faster process's
 
 
 def write_scenes(root: Path, split: str, seed: int) -> None:
