@@ -7,7 +7,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from torch.utils.flop_counter import FlopCounterMode
 
 from drconv import count_cost
 from drconv.commands.cost import FITTING_WIDTHS, NOTES, Row, load_model_config, measure, render, table_rows
@@ -63,6 +65,19 @@ def test_kept_counts_are_those_of_the_recorded_runs() -> None:
             assert {key: kept[key] for key in recorded} == recorded, group.id
             compared += 1
     assert compared or not sources.records
+
+
+def test_a_detectors_cost_is_that_of_body_and_pyramid() -> None:
+    """What the heads cost depends on what is proposed, so that a whole detector has no number of its own."""
+    kept = read_costs(ROOT / "results/costs.yaml")["table3/mask_rcnn_r50"]
+    assert kept.input == (3, 800, 1088)  # 480x640 at 800/1333, in multiples of 32
+    with torch.device("meta"):
+        network = create_model(load_model_config("mask_rcnn_r50"), 80, None)
+        counter = FlopCounterMode(display=False)
+        with counter:
+            network.backbone(torch.empty(1, *kept.input))  # type: ignore[operator]
+    assert kept.multiply_adds == counter.get_total_flops() // 2
+    assert kept.parameters == sum(parameter.numel() for parameter in network.parameters())
 
 
 def test_rows_entries_and_configurations_fit() -> None:

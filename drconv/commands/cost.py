@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from drconv.config import Config, ModelConfig
+from drconv.config import CocoConfig, Config, ModelConfig
+from drconv.config_detection import DETECTORS
 from drconv.files import replace_file
 from drconv.messages import exit_with
 from drconv.paths import CHECKOUT, CONFIGS, RESULTS
@@ -39,6 +40,7 @@ NOTES = {name: STARRED.format(width) for name, width in FITTING_WIDTHS.items()} 
     "table1/drconv_shufflenetv2_0.5x": "misfit: a guide per convolution would give 46.2M here, but 160.1M at 1x",
 }
 IMAGE_SIZE, NUM_CLASSES = 224, 1000  # of ImageNet
+COCO_CLASSES = 80
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,23 @@ def load_model_config(name: str) -> ModelConfig:
     return config
 
 
-def count(config: ModelConfig, image_size: int, num_classes: int, hash: str = "") -> Cost:
-    """Builds a network and counts it for one picture, at the network's own input size where it has one."""
+def count(
+    config: ModelConfig, image_size: int, num_classes: int, coco: CocoConfig | None = None, hash: str = ""
+) -> Cost:
+    """Builds a network and counts it for one picture, at the network's own input size where it has one.
+
+    Of a detector body and FPN are counted, for the commonest picture of COCO at the size that ``coco`` says.
+    """
     from drconv import count_cost
     from drconv.commands.networks import create_model
 
     network = create_model(config, num_classes, image_size)
-    cost = count_cost(network, getattr(network, "input_size", image_size))
+    if config.name in DETECTORS:
+        from drconv.tasks.detection.task import detector_cost
+
+        cost = detector_cost(network, coco or CocoConfig())
+    else:
+        cost = count_cost(network, getattr(network, "input_size", image_size))
     return Cost(hash, cost.input_size, cost.parameters, cost.multiply_adds, cost.paper_multiply_adds)
 
 
@@ -113,13 +125,14 @@ def count_all() -> dict[str, Cost]:
     for id, model in counted_rows(experiments, paper).items():
         if id in experiments.ids:
             config: Config = compose_config(CONFIGS, id)
-            asked = (config.model, config.data.image_size, config.data.num_classes or NUM_CLASSES)
+            classes = COCO_CLASSES if config.model.name in DETECTORS else config.data.num_classes or NUM_CLASSES
+            asked = (config.model, config.data.image_size, classes, config.data.coco)
         else:
-            asked = (load_model_config(id.rpartition("/")[2]), IMAGE_SIZE, NUM_CLASSES)
+            asked = (load_model_config(id.rpartition("/")[2]), IMAGE_SIZE, NUM_CLASSES, CocoConfig())
         hash = model_hash(model)
         key = f"{hash} {asked}"
         if key not in counted:
-            counted[key] = count(*asked, hash)
+            counted[key] = count(*asked, hash=hash)
             print(f"{id}: {counted[key].multiply_adds / 1e6:.1f}M", flush=True)
         costs[id] = counted[key]
     return costs

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from drconv.config import Config
+from drconv.config import CocoConfig, Config
 from drconv.data import normalise, to_device
 from drconv.errors import DataError
 from drconv.interfaces import Batch, Dataset, Facts, Outputs, Task
@@ -80,15 +80,7 @@ class Detection(Task[AveragePrecision]):
         return AveragePrecision(dataset, folder, dataset.name, kinds)
 
     def cost(self) -> NetworkCost:
-        """Multiply-adds of body and FPN for the commonest picture; those of the heads depend on what is proposed.
-
-        The parameters are the whole network's.
-        """
-        coco = self.config.data.coco
-        size = fit(TYPICAL, coco.sizes[-1], coco.max_size)
-        rows, columns = (-(-side // 32) * 32 for side in size)
-        backbone = count_cost(self.network.get_submodule("backbone"), (3, rows, columns))
-        return replace(backbone, parameters=sum(parameter.numel() for parameter in self.network.parameters()))
+        return detector_cost(self.network, self.config.data.coco)
 
     def load_backbone(self, path: Path) -> LoadReport:
         return load_body(path, self.network, self.config)
@@ -101,6 +93,17 @@ class Detection(Task[AveragePrecision]):
             image[:, rows:] = 0
             image[:, :, columns:] = 0
         return images
+
+
+def detector_cost(network: nn.Module, coco: CocoConfig) -> NetworkCost:
+    """Multiply-adds of body and FPN for the commonest picture; those of the heads depend on what is proposed.
+
+    The parameters are the whole network's.
+    """
+    size = fit(TYPICAL, coco.sizes[-1], coco.max_size)
+    rows, columns = (-(-side // 32) * 32 for side in size)
+    backbone = count_cost(network.get_submodule("backbone"), (3, rows, columns))
+    return replace(backbone, parameters=sum(parameter.numel() for parameter in network.parameters()))
 
 
 def as_found(detections: dict[str, Tensor], index: int, before: tuple[int, int], after: tuple[int, int]) -> Found:
