@@ -7,7 +7,7 @@ from drconv.config import Config
 DATA = ("coco", "scenes")
 DETECTORS = ("mask_rcnn_r50", "detnas_300m_fpn")
 SECTIONS = (("model", "detector"), ("data", "coco"))  # without effect under another task
-UNUSED = {"broken": "error", "holdout": 0.0, "fraction": 1.0, "num_classes": None}  # keys of data, as they must stay
+UNUSED = {"broken": "error", "holdout": 0.0, "num_classes": None}  # keys of data, as they must stay
 
 
 def detection_problems(config: Config) -> Iterator[str]:

@@ -82,6 +82,10 @@ class Detection(Task[AveragePrecision]):
     def cost(self) -> NetworkCost:
         return detector_cost(self.network, self.config.data.coco)
 
+    def compile(self, *arguments: Any, **options: Any) -> None:
+        """Compiles body and pyramid for any size; proposals and heads have another number of boxes at every call."""
+        self.network.get_submodule("backbone").compile(*arguments, **{"dynamic": True, **options})
+
     def load_backbone(self, path: Path) -> LoadReport:
         return load_body(path, self.network, self.config)
 
