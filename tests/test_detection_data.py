@@ -100,6 +100,20 @@ def test_pictures_without_objects(tmp_path: Path) -> None:
     assert batch["sizes"] == [(32, 48)] * 3
 
 
+def test_a_fraction_is_trained_on_and_seen_again(tmp_path: Path) -> None:
+    """Every fourth picture, the empty ones left out of training alone; val stays whole."""
+    pictures, full = [grey(60, 40)] * 9, [1, 2, 3, 4, 6, 7, 8, 9]
+    config = write_coco(tmp_path / "coco", pictures, [box(picture, 5, 5, 20, 10) for picture in full])
+    config.fraction = 0.25
+    train, seen, val = (build_dataset(config, split) for split in ("train", "seen", "val"))
+    keys = [[part.index.key(place) for part, place in map(one.locate, range(len(one)))] for one in (train, seen, val)]
+    assert keys == [[1, 9], [1, 5, 9], list(range(1, 10))]
+    assert "1 pictures without an object left out" in train.describe()
+    assert (train.name, seen.name, val.name) == ("train", "seen", "val")
+    assert "boxes" in train[(0, 0)]
+    assert "boxes" not in seen[(0, 0)]
+
+
 def test_an_object_without_a_mask_is_left_out_where_masks_are_needed(tmp_path: Path) -> None:
     annotations = [box(1, 5, 5, 20, 10), box(1, 5, 5, 20, 20, segmentation=[])]
     config = write_coco(tmp_path / "coco", [grey(60, 40)], annotations)

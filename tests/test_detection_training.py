@@ -1,6 +1,7 @@
 """The task in the engine: training that goes on bitwise, evaluation that does not see its batches, predictions."""
 
 import json
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._dynamo.testing import CompileCounter
 
 import eval as evaluation
 import train
@@ -16,10 +18,13 @@ from drconv.commands.predict import load_detector
 from drconv.config import Config
 from drconv.engine.trainer import Trainer
 from drconv.errors import DataError
+from drconv.nn import substitute
 from drconv.tasks.detection import Detection, task
 from drconv.tasks.detection.dataset import CocoFacts
 from drconv.tasks.detection.predict import pictures_in, predict
 from models import create_model
+from models.detector import Detector
+from models.mask_rcnn import Pyramid
 from tests.coco import scenes_root
 
 Make = Callable[..., Config]
@@ -115,6 +120,17 @@ def test_a_step_does_not_see_how_pictures_are_divided(make: Make) -> None:
     assert module.cost().parameters == sum(p.numel() for p in network.parameters())
 
 
+def test_training_pictures_are_evaluated_where_asked_for(make: Make) -> None:
+    assert set(Detection.evaluation_sets(make())) == {"val"}
+    config = make("data.coco.seen=true", "data.fraction=0.5")
+    sets = Detection.evaluation_sets(config)
+    assert {name: len(one) for name, one in sets.items()} == {"val": 12, "seen": 6}
+    metric = Detection(create_model(config.model, 10, None), config, sets["seen"].facts).new_metric(
+        torch.device("cpu"), sets["seen"]
+    )
+    assert metric.name == "seen"
+
+
 def test_the_padding_is_zero_after_normalising(make: Make) -> None:
     config = make()
     dataset = Detection.train_set(config)
@@ -132,6 +148,34 @@ def test_another_order_of_the_classes_is_refused(make: Make) -> None:
     module = Detection(create_model(config.model, 10, None), config, facts)
     with pytest.raises(DataError, match=r"trained on the categories \[11, .* has \[1, 2"):
         module.new_metric(torch.device("cpu"), dataset)
+
+
+def test_body_and_pyramid_alone_are_compiled(make: Make) -> None:
+    """For all sizes at once; heads and proposals have another number of boxes at every call."""
+    config, counter = make(), CompileCounter()
+    network = Detector(Pyramid(_Body(), (4,) * 4, 8, None), 8, 10, rois=8, with_masks=False)
+    substitute(network, "drconv", ["backbone.fpn.inner_blocks.[23].0"], regions=2, input_size=64)
+    module = Detection(network, config, CocoFacts(10, None, [], list(range(1, 11))))
+    x, y = torch.randn(1, 3, 64, 96), torch.randn(2, 3, 96, 64)
+    expected = network.backbone(x)["0"], network.backbone(y)["0"]
+    torch._dynamo.reset()
+    module.compile(backend=counter)
+    for image, before in zip((x, y), expected, strict=True):
+        torch.testing.assert_close(network.backbone(image)["0"], before)
+    assert 1 <= counter.frame_count <= 2
+    network.eval()(x)
+    assert counter.frame_count <= 2
+
+
+class _Body(torch.nn.Module):
+    """Maps "0" to "3" at strides 4 to 32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
+        return OrderedDict((str(i), torch.nn.functional.avg_pool2d(self.conv(x), 2 ** (i + 2))) for i in range(4))
 
 
 def test_predictions_of_a_folder(make: Make, tmp_path: Path) -> None:

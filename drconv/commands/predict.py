@@ -8,6 +8,7 @@ Faces: the nearest pictures of a gallery for each probe, as CSV and as a contact
 Objects: pictures with boxes, masks and scores, and results.json in the official format, in a folder.
 
     drconv predict run=outputs/... images=FOLDER --out found
+    drconv predict run=outputs/... images=FOLDER --out found --guides     # and the regions that the guides choose
 
 Overrides stand beside run= too: data.faces.window=[133,114] where the pictures are not cut like those of training.
 """
@@ -22,8 +23,10 @@ from torch import nn
 from drconv.commands.networks import create_model
 from drconv.compose import config_of_run
 from drconv.config import Config
+from drconv.data.decode import read_picture
 from drconv.engine.run_folder import RunFolder
 from drconv.errors import ConfigError
+from drconv.figures.guide_overlays import draw_guides
 from drconv.messages import exit_with
 from drconv.tasks.identification.embedder import (
     Embedder,
@@ -69,6 +72,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         help=".csv with a gallery (and a .png beside it), else .npz; a folder for images=",
     )
     parser.add_argument("--score", type=float, default=0.5, help="lowest score of an object that is drawn")
+    parser.add_argument("--guides", action="store_true", help="draw what the guides of a detector choose, too")
     return parser.parse_args(arguments)
 
 
@@ -135,10 +139,15 @@ def load_detector(config: Config) -> tuple[nn.Module, list[str]]:
 
 def predict_objects(config: Config, folders: dict[str, Path], options: argparse.Namespace) -> None:
     """Pictures with what was found in them, and the results."""
-    from drconv.tasks.detection.predict import pictures_in, predict
+    from drconv.tasks.detection.predict import as_input, pictures_in, predict
 
     if "images" not in folders:
         raise ConfigError("give images=<picture, or folder of pictures>")
     network, names = load_detector(config)
-    written = predict(network, config, names, pictures_in(folders["images"]), options.out, options.score)
+    pictures = pictures_in(folders["images"])
+    written = predict(network, config, names, pictures, options.out, options.score)
+    for path in pictures if options.guides else ():
+        picture = read_picture(path, max_pixels=config.data.max_pixels, exif=config.data.coco.exif)
+        figure = draw_guides(network.get_submodule("backbone"), as_input(network, config, picture), picture)
+        figure.save(options.out / f"{path.stem}.guides.png")
     print(f"{options.out}: {len(written)} pictures, results.json")

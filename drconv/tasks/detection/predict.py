@@ -81,12 +81,18 @@ def predict(
 
 def detect(network: nn.Module, config: Config, picture: Tensor) -> Found:
     """The detections in a picture, uint8 (3, H, W), as evaluation finds them."""
-    before, coco = (picture.shape[1], picture.shape[2]), config.data.coco
-    change = Change(fit(before, coco.sizes[-1], coco.max_size))
-    device = next(network.parameters()).device
-    pixels = change_picture(picture, change)[None].to(device)
-    (detections,) = network(normalise(pixels, config.data, config.runtime.channels_last), [change.size])
-    return as_found(detections, 0, before, change.size)
+    images = as_input(network, config, picture)
+    size = (images.shape[2], images.shape[3])
+    (detections,) = network(images, [size])
+    return as_found(detections, 0, (picture.shape[1], picture.shape[2]), size)
+
+
+def as_input(network: nn.Module, config: Config, picture: Tensor) -> Tensor:
+    """A picture, uint8 (3, H, W), resized and normalised as in evaluation: (1, 3, H', W') on the network's device."""
+    coco = config.data.coco
+    change = Change(fit((picture.shape[1], picture.shape[2]), coco.sizes[-1], coco.max_size))
+    pixels = change_picture(picture, change)[None].to(next(network.parameters()).device)
+    return normalise(pixels, config.data, config.runtime.channels_last)
 
 
 def as_records(found: Found, name: str, size: tuple[int, int], category_ids: list[int]) -> list[dict]:
