@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -46,6 +47,21 @@ def test_a_link_in_the_place_of_a_lock_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="symbolic"), one_at_a_time(tmp_path / "lock"):
         pass
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_an_index_is_mapped_and_goes_to_loader_processes_as_a_handle(cache: Path, tmp_path: Path) -> None:
+    """Its arrays are pages of the file, and what a process is sent does not grow with the file."""
+    sizes = []
+    for number in (1, 2000):
+        (tmp_path / str(number)).mkdir()
+        path = write(tmp_path / str(number), [annotation() for _ in range(number)])
+        index.load_coco(path)
+        stored = max(cache.glob("*.safetensors"), key=lambda file: file.stat().st_mtime_ns)
+        known = index.load_coco(path)
+        assert str(stored) in Path("/proc/self/maps").read_text()
+        assert len(known.labels) == number
+        sizes.append(len(bytes(ForkingPickler.dumps(known))))
+    assert sizes[1] < sizes[0] + 100
 
 
 @pytest.mark.usefixtures("_without_locks")

@@ -181,6 +181,26 @@ def test_frozen_stages_do_not_change(drconv: Detector) -> None:
         build("detnas_300m_fpn").freeze_stages(1)
 
 
+def test_a_frozen_norm_is_the_norm_in_evaluation() -> None:
+    """With the epsilon of batch norm: without it, a variance near 0 would give another function, or infinity."""
+    network, x = build().eval(), torch.randn(1, 3, 32, 32)
+    body = network.backbone.body
+    for norm in (module for module in body.modules() if isinstance(module, nn.BatchNorm2d)):
+        norm.running_var.fill_(1e-5)
+    torch.nn.init.constant_(body["conv1"].weight, 1e-4)
+    expected = body["bn1"](body["conv1"](x))
+    network.freeze_stages(1)
+    torch.testing.assert_close(body["bn1"].train()(body["conv1"](x)), expected)
+
+
+def test_heads_start_small() -> None:
+    """As in the authors' code; torchvision's start of the boxes is 18 times as large."""
+    predictor = build().roi_heads.box_predictor
+    for layer, std in ((predictor.cls_score, 0.01), (predictor.bbox_pred, 0.001)):
+        assert layer.weight.std().item() == pytest.approx(std, rel=0.2)
+        assert layer.bias.eq(0).all()
+
+
 def test_a_frozen_body_has_no_other_norms() -> None:
     """A norm frozen at its random start would be none: FPN and heads go without."""
     network = build(norm="frozen")
