@@ -5,10 +5,10 @@
     python scripts/benchmark_table.py --write                     # only the page, from results/performance.json
 
 Columns: eager, both networks as trained; fused, both after ``fuse_for_inference``; compiled, both after it and
-``torch.compile`` ("compiled, not fused" without it); onnxruntime, both as ``drconv.export.export_onnx`` writes them, standard operators only; custom,
-DRConv with our operator for onnxruntime; training, a step at batch 32, and memory, what such a step adds. So the plain
-side has its batch norms folded where ours has. The two sides take turns, and a cell is the median of the rounds'
-ratios. Cells are kept as they come, so that the command goes on where it was stopped.
+``torch.compile`` ("compiled, not fused" without it); onnxruntime, both as ``drconv.export.export_onnx`` writes them,
+standard operators only; custom, DRConv with our operator for onnxruntime; training, a step at batch 32, and memory,
+what such a step adds. So the plain side has its batch norms folded where ours has. The two sides take turns, and a cell
+is the median of the rounds' ratios. Cells are kept as they come, so that the command goes on where it was stopped.
 """
 
 import argparse
