@@ -38,6 +38,9 @@ class DRConvConfig:
     guide_frozen: bool = False  # true: the guide stays at its random start
     balance_loss: float = 0.0  # weight of the auxiliary loss that spreads the pixels over the regions
     z_loss: float = 0.0  # weight of the auxiliary loss on the squared log-partition of the guide's logits
+    soft_until: float = 0.0  # share of the training in which outputs mix all regions by the softmax (m convolutions)
+    error_loss: float = 0.0  # weight of the routing loss that judges a choice by the error (Spatial Mixture-of-Experts)
+    error_damping: float = 1.0  # factor on the gradient of positions that it judges badly routed
     groups: int = 1  # channel groups of the 1x1 convolutions (2 in the rows marked *, decision D4)
 
 

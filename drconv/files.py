@@ -23,11 +23,17 @@ def replace_file(path: Path, content: bytes | memoryview | str) -> None:
     The temporary file is a new one with a drawn name: a link that somebody put in its place is not followed.
     """
     data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(TEMPORARY.format(name=path.name, number=secrets.token_hex(4)))
+    with replacing(path) as temporary, open(temporary, "xb", opener=_open_without_links) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new name beside ``path`` for the block to write to, which takes the place of ``path`` when it ends well."""
+    temporary = temporary_beside(path)
     try:
-        with open(temporary, "xb", opener=_open_without_links) as file:
-            file.write(data)
-            file.flush()
+        yield temporary
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
@@ -51,11 +57,16 @@ def one_at_a_time(lock: Path) -> Iterator[None]:
         os.close(number)
 
 
+def temporary_beside(path: Path) -> Path:
+    """A drawn name, so that no two processes write to one file; ``remove_leftovers`` knows its form."""
+    return path.with_name(TEMPORARY.format(name=path.name, number=secrets.token_hex(4)))
+
+
 def keep_copy(path: Path, copy: Path) -> None:
     """Gives a file a second name, under which it stays when it is replaced; ``path`` exists at every moment."""
     if not path.exists():
         return
-    temporary = copy.with_name(TEMPORARY.format(name=copy.name, number=secrets.token_hex(4)))
+    temporary = temporary_beside(copy)
     try:
         os.link(path, temporary, follow_symlinks=False)
     except OSError:  # file systems without hard links
@@ -103,6 +114,20 @@ def append_line(path: Path, line: bytes) -> None:
         file.write(line + b"\n")
 
 
+def read_bounded(path: Path, limit: int) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        ValueError: it has more than ``limit`` bytes.
+        OSError: it cannot be read.
+    """
+    with open_regular(path) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"more than {limit} bytes")
+    return content
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file.
 
@@ -110,12 +135,8 @@ def read_json(path: Path) -> Any:
         ValueError: it is no JSON, nested too deeply or implausibly large.
         OSError: it cannot be read.
     """
-    with open_regular(path) as file:
-        content = file.read(MAX_JSON + 1)
-    if len(content) > MAX_JSON:
-        raise ValueError(f"more than {MAX_JSON} bytes")
     try:
-        return json.loads(content)
+        return json.loads(read_bounded(path, MAX_JSON))
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

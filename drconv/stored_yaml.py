@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from drconv.files import open_regular
+from drconv.files import read_bounded
 
 MAX_BYTES = 2**20  # our own have 4 kB
 MAX_DEPTH = 16
@@ -20,10 +20,7 @@ def read_stored_yaml(path: Path) -> dict[str, Any]:
             repeat parts without end, make objects, or read the environment of whoever looks at the file.
         OSError: it cannot be read.
     """
-    with open_regular(path) as file:
-        content = file.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise ValueError(f"more than {MAX_BYTES} bytes")
+    content = read_bounded(path, MAX_BYTES)
     try:
         loaded = yaml.load(content, _PlainLoader)
     except (yaml.YAMLError, RecursionError) as error:

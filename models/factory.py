@@ -11,8 +11,10 @@ from torch import nn
 from drconv.config import ModelConfig
 from drconv.errors import ConfigError
 from drconv.nn import substitute
+from drconv.nn.routing import try_routing
 
 LOSS_OPTIONS = ("balance_loss", "z_loss")  # options of model.drconv that the task reads, not the layer
+TRIAL_OPTIONS = ("soft_until", "error_loss", "error_damping")  # how its layers train, see drconv.nn.routing
 InputSize = int | tuple[int, int] | None
 TABLE_SIZE = 64  # pixels, for counting the replaced layers of networks whose pictures differ in size
 SMALL_IMAGE = 64  # pixels; stem=auto keeps the resolution up to this size
@@ -82,10 +84,13 @@ def _replace(network: nn.Module, config: ModelConfig, input_size: InputSize) -> 
         return
     options: dict[str, dict[str, Any]] = {"drconv": asdict(config.drconv), "condconv": asdict(config.condconv)}
     chosen = {name: value for name, value in options.get(config.conv, {}).items() if name not in LOSS_OPTIONS}
+    trial = {name: chosen.pop(name) for name in TRIAL_OPTIONS if name in chosen}
     layers = config.layers or _published_layers(network, config)
     substitute(
         network, config.conv, layers, input_size=getattr(network, "input_size", input_size or TABLE_SIZE), **chosen
     )
+    if trial:
+        try_routing(network, **trial)
 
 
 def _published_layers(network: nn.Module, config: ModelConfig) -> list[str]:

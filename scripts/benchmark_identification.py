@@ -24,7 +24,9 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from drconv.tasks.identification.rank import best_scores, normalise  # noqa: E402
+from scripts.benchmarking.generated import write_block  # noqa: E402
 
+PAGE = ROOT / "docs" / "performance.md"
 Sides = dict[str, Callable[[], object]]
 
 
@@ -35,19 +37,27 @@ def main() -> None:
     parser.add_argument("--distractors", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
     options = parser.parse_args()
     if os.environ.get("OPENBLAS_NUM_THREADS") != str(options.threads):  # NumPy reads it when it is imported
         os.environ["OPENBLAS_NUM_THREADS"] = str(options.threads)
         os.execv(sys.executable, [sys.executable, *sys.argv])
     torch.set_num_threads(options.threads)
     sides = rank_sides(options) if options.what == "rank" else record_sides()
-    print("| side | wall s | cpu s | cpu ratio |\n| --- | --- | --- | --- |")
-    times = measure(sides, options.rounds)
+    text = table(measure(sides, options.rounds))
+    print(text)
+    if options.write:
+        write_block(options.what, f"{text}\n", PAGE)
+
+
+def table(times: dict[str, list[tuple[float, float]]]) -> str:
+    lines = ["| side | wall s | cpu s | cpu ratio |", "| --- | --- | --- | --- |"]
     base = statistics.median(cpu for _, cpu in next(iter(times.values())))
     for name, values in times.items():
         wall, cpu = (statistics.median(column) for column in zip(*values, strict=True))
-        print(f"| {name} | {wall:.2f} | {cpu:.2f} | {cpu / base:.2f} |")
-    print(f"largest memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+        lines.append(f"| {name} | {wall:.2f} | {cpu:.2f} | {cpu / base:.2f} |")
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return "\n".join([*lines, "", f"largest memory of the process: {memory:.2f} GiB"])
 
 
 def measure(sides: Sides, rounds: int) -> dict[str, list[tuple[float, float]]]:

@@ -5,10 +5,10 @@
     python scripts/benchmark_table.py --write                     # only the page, from results/performance.json
 
 Columns: eager, both networks as trained; fused, both after ``fuse_for_inference``; compiled, both after it and
-``torch.compile``; onnxruntime, both as ``drconv.export.export_onnx`` writes them, standard operators only; custom,
-DRConv with our operator for onnxruntime; training, a step at batch 32, and memory, what such a step adds. So the plain
-side has its batch norms folded where ours has. The two sides take turns, and a cell is the median of the rounds'
-ratios. Cells are kept as they come, so that the command goes on where it was stopped.
+``torch.compile`` ("compiled, not fused" without it); onnxruntime, both as ``drconv.export.export_onnx`` writes them,
+standard operators only; custom, DRConv with our operator for onnxruntime; training, a step at batch 32, and memory,
+what such a step adds. So the plain side has its batch norms folded where ours has. The two sides take turns, and a cell
+is the median of the rounds' ratios. Cells are kept as they come, so that the command goes on where it was stopped.
 """
 
 import argparse
@@ -41,7 +41,9 @@ STORE = ROOT / "results" / "performance.json"
 PAGE = ROOT / "docs" / "performance.md"
 SIDES = ("plain", "grouped")
 INFERENCE = ("eager", "fused", "compiled", "onnxruntime", "custom")
-COLUMNS = (*INFERENCE, "training", "compiled training", "memory")
+UNFUSED = "compiled, not fused"  # has a table of its own: is fusion worth it there?
+TIMED = (*INFERENCE, UNFUSED)
+COLUMNS = (*TIMED, "training", "compiled training", "memory")
 BATCHES = (1, 32)
 Runs = dict[str, Callable[[], Any]]
 Cells = dict[str, dict[str, Any]]
@@ -65,10 +67,10 @@ def torch_runs(name: str, column: str, batch: int) -> Runs:
     runs: Runs = {}
     for side in SIDES:
         network = build(name, side, "cpu")
-        if column != "eager":
+        if column not in ("eager", UNFUSED):
             network = fuse_for_inference(network)
         x = image(name, batch, 224, "cpu")
-        if column != "compiled":
+        if not column.startswith("compiled"):
             runs[side] = inference(network, side, x)
             continue
         compiled = torch.compile(network)
@@ -119,7 +121,7 @@ def cells(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Ca
                     if threads == arguments.threads[0]:
                         yield f"{name}, memory", partial(_memory, name)
                     continue
-                for batch in BATCHES if column in INFERENCE else (32,):
+                for batch in BATCHES if column in TIMED else (32,):
                     key = f"{name}, {column}, batch {batch}, threads {threads}"
                     yield key, partial(_time, name, column, batch, threads, arguments, folder)
 
@@ -134,7 +136,7 @@ def _time(name: str, column: str, batch: int, threads: int, arguments: Any, fold
     torch.compiler.reset()
     if column in ("onnxruntime", "custom"):
         runs = onnx_runs(name, column, batch, threads, folder)
-    elif column in INFERENCE:
+    elif column in TIMED:
         runs = torch_runs(name, column, batch)
     else:
         runs = training_runs(name, column)
@@ -163,6 +165,20 @@ def table(store: dict[str, Any]) -> str:
     about = f"{store['processor']}; torch {store['torch']}, onnxruntime {store['onnxruntime']}."
     busy = f" While it was measured, {min(loads):.0f} to {max(loads):.0f} processes wanted to run." if loads else ""
     return "\n".join(lines) + f"\n\n{about}{busy}\n"
+
+
+def fusion_table(store: dict[str, Any]) -> str:
+    """DRConv compiled, with and without ``fuse_for_inference`` before: milliseconds, where both were measured."""
+    lines = ["| network | batch | threads | compiled | fused and compiled | fused / not |", "| --- " * 6 + "|"]
+    for key, fused in store["cells"].items():
+        other = store["cells"].get(key.replace(", compiled, ", f", {UNFUSED}, "))
+        if other is None or ", compiled, " not in key or UNFUSED in key:
+            continue
+        name, _, batch, threads = key.split(", ")
+        times = [other["grouped"], fused["grouped"]]
+        cells = [name, batch.split()[1], threads.split()[1], *(f"{time:.2f} ms" for time in times)]
+        lines.append(f"| {' | '.join(cells)} | {times[1] / times[0]:.2f} |")
+    return "\n".join(lines) + "\n"
 
 
 def about() -> dict[str, Any]:
@@ -203,6 +219,7 @@ def main() -> None:
                 print(f"{key}: {store['cells'][key]['ratio']:.2f}", flush=True)
                 replace_file(STORE, json.dumps(store, indent=1, sort_keys=True) + "\n")
     write_block("table", table(store), PAGE)
+    write_block("fusion", fusion_table(store), PAGE)
 
 
 if __name__ == "__main__":

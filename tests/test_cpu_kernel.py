@@ -93,14 +93,17 @@ def test_real_shapes_in_single_precision(channels: int, outputs: int, side: int)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "slice", "channels_last_slice"])
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("batch", [0, 1, 3])
-def test_layer_without_gradients_agrees_with_the_layer(layout: str, has_bias: bool, batch: int) -> None:
+@pytest.mark.parametrize(("channels", "size"), [(6, (5, 7)), (70, (2, 3))])  # packed, and read as stored
+def test_layer_without_gradients_agrees_with_the_layer(
+    layout: str, has_bias: bool, batch: int, channels: int, size: tuple[int, int]
+) -> None:
     torch.manual_seed(0)
-    conv = DRConv2d(6, 10, 1, bias=has_bias, regions=4).double()
+    conv = DRConv2d(channels, 10, 1, bias=has_bias, regions=4).double()
     torch.nn.init.normal_(conv.generator.weight)
-    x = torch.randn(batch, 12, 5, 7, dtype=torch.float64)
+    x = torch.randn(batch, 2 * channels, *size, dtype=torch.float64)
     if "last" in layout:
         x = x.to(memory_format=torch.channels_last)
-    x = x[:, 1::2] if "slice" in layout else x[:, :6].clone()
+    x = x[:, 1::2] if "slice" in layout else x[:, :channels].clone()
     expected = conv(x)
     with torch.no_grad():
         actual = conv(x)
@@ -113,15 +116,16 @@ def test_layer_without_gradients_agrees_with_the_layer(layout: str, has_bias: bo
 @pytest.mark.parametrize("generator", ["grouped", "experts"])
 @pytest.mark.parametrize("guide_norm", ["none", "batch"])
 @pytest.mark.parametrize("order", [("norm", "relu"), ("relu", "norm"), ("relu6", "relu"), ("norm", "norm")])
+@pytest.mark.parametrize(("channels", "shape"), [(6, (3, 9, 11)), (40, (1, 2, 3))])  # packed, and read as stored
 def test_block_without_gradients_agrees_with_its_modules(
-    generator: str, guide_norm: str, order: tuple[str, str]
+    generator: str, guide_norm: str, order: tuple[str, str], channels: int, shape: tuple[int, int, int]
 ) -> None:
     torch.manual_seed(0)
     kinds = {"norm": lambda: torch.nn.BatchNorm2d(20), "relu": torch.nn.ReLU, "relu6": torch.nn.ReLU6}
-    layers = [DRConv2d(6, 20, 1, guide="shared", regions=9, generator=generator, init_gain=9.0)]
+    layers = [DRConv2d(channels, 20, 1, guide="shared", regions=9, generator=generator, init_gain=9.0)]
     layers += [kinds[name]() for name in order] + [DRConv2d(20, 7, 1, guide="shared", regions=9)]
-    block = GuidedSequential(torch.nn.Sequential(*layers), Guide(6, 9, norm=guide_norm)).double()
-    x = torch.randn(3, 6, 9, 11, dtype=torch.float64)
+    block = GuidedSequential(torch.nn.Sequential(*layers), Guide(channels, 9, norm=guide_norm)).double()
+    x = torch.randn(shape[0], channels, *shape[1:], dtype=torch.float64)
     block(x)
     block.eval()
     expected = block(x)

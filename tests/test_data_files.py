@@ -19,6 +19,7 @@ from drconv.config import DataConfig
 from drconv.data import DataError
 from drconv.data.decode import read_picture
 from drconv.data.index import index_file, load_index, pack, save_index, scan_class_folders
+from drconv.data.source import check_same_classes
 from drconv.tasks.classification import build_dataset
 from drconv.tasks.classification.check import find_problems, summarise
 from drconv.tasks.classification.imagenet import (
@@ -162,10 +163,22 @@ def test_wrong_folders_are_explained(tree: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no class folders"):
         build_dataset(config_for(tree, train_split="train/ant"), "train")
     (tree / "val" / "cat").mkdir()
-    with pytest.raises(DataError, match=r"only one of the two splits .*cat"):
+    with pytest.raises(DataError, match=r"train lacks 1 class folders of .*val \(cat\)"):
         build_dataset(config_for(tree), "train")
     with pytest.raises(DataError, match="cat has no pictures"):
         build_dataset(config_for(tree), "val")
+
+
+def test_the_split_that_lacks_a_class_is_named(tmp_path: Path) -> None:
+    for name in ("train/cat", "train/dog", "train/eel", "val/dog"):
+        (tmp_path / name).mkdir(parents=True)
+    train, val = tmp_path / "train", tmp_path / "val"
+    message = rf"{val} lacks 2 class folders of {train} \(cat, eel\)"
+    with pytest.raises(DataError, match=message):
+        check_same_classes(["cat", "dog", "eel"], train, val)
+    with pytest.raises(DataError, match=message):
+        check_same_classes(["dog"], val, train)
+    check_same_classes(["dog"], val, tmp_path / "nowhere")
 
 
 def test_broken_pictures_can_be_skipped(tree: Path) -> None:

@@ -79,18 +79,18 @@ def split_folder(root: str | None, train_split: str, val_split: str, split: str)
     return folder
 
 
-def check_same_classes(classes: list[str], other: Path) -> None:
-    """Compare classes with the class folders of the other split, where it exists.
+def check_same_classes(classes: list[str], folder: Path, other: Path) -> None:
+    """Compare the classes of a split's folder with the class folders of the other split, where it exists.
 
     Raises:
-        DataError: they differ; the message names up to three folders.
+        DataError: they differ; the message names up to three classes, and the split that lacks them.
     """
     if not other.is_dir():
         return
     theirs = {entry.name for entry in visible_entries(other) if entry.is_dir()}
-    differing = sorted(theirs.symmetric_difference(classes))
-    if differing:
-        raise DataError(
-            f"{len(differing)} class folders are in only one of the two splits ({', '.join(differing[:3])}, ...); "
-            f"{other} must have the same class folders as the other split"
-        )
+    for lacking, present, missing in ((other, folder, set(classes) - theirs), (folder, other, theirs - set(classes))):
+        if missing:
+            names = ", ".join(sorted(missing)[:3]) + (", ..." if len(missing) > 3 else "")
+            raise DataError(
+                f"{lacking} lacks {len(missing)} class folders of {present} ({names}); both splits need the same ones"
+            )

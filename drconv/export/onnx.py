@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from drconv.errors import ConfigError, ExportError
 from drconv.export.layers import ExportedGuide, exported, kept_masks
 from drconv.export.native import onnxruntime_library
+from drconv.files import replacing
 from drconv.nn import kernels
 from drconv.nn.fusion import fuse_for_inference
 
@@ -83,13 +84,9 @@ def export_onnx(
             verbose=False,
         )
     layers = (use_rows if custom_operator else expand)(program.model)
-    temporary = path.with_name(f".{path.name}.tmp")
-    program.save(temporary)
-    try:
+    with replacing(path) as temporary:
+        program.save(temporary)
         errors = compare(network, temporary, example, session_options(custom_operator))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return OnnxExport(path, names, layers, errors)
 
 

@@ -74,7 +74,7 @@ class RegionConv {
     float* logits = one_hot(mask.GetTensorData<int64_t>(), rows, regions);
     const Forward<float> forward{picture<const float>(x.GetTensorData<float>(), shape_[1], pixels),
                                  picture<const float>(logits, regions, pixels), picture<float>(y, shape_[2], pixels),
-                                 Panels<float>(regions, shape_[2], shape_[1]), packed_.data(), nullptr, true, nullptr,
+                                 Panels<float>(regions, shape_[2], shape_[1]), packed_.data(), nullptr, nullptr, true, nullptr,
                                  scale, nullptr, bias.GetTensorData<float>(), limit_ >= 0, limit_};
     run(context, forward, rows);
   }

@@ -12,7 +12,7 @@ from drconv.nn.generators import PooledGate, grouped_filters, mix_experts, remak
 from drconv.nn.gradients import scale_gradient, share_gradient
 from drconv.nn.guide import Guide
 from drconv.nn.inference import run_layer
-from drconv.nn.kernels.geometry import Pair
+from drconv.nn.kernels.geometry import Geometry, Pair
 from drconv.nn.kernels.transforms import is_transformed
 from drconv.nn.options import channels, check_choices, check_hidden, positive, window, within
 from drconv.nn.packing import PackedFilters
@@ -73,6 +73,7 @@ class DRConv2d(FilterBank):
     weight: nn.Parameter
     filter_bias: nn.Parameter | None
     bias: nn.Parameter | None
+    trial: Callable[..., Tensor] | None = None  # in place of region_conv2d in training; set by try_routing
     relu_limit: float | None = None  # upper end of a ReLU on the output; set by fuse_for_inference
 
     def __init__(
@@ -269,16 +270,10 @@ class DRConv2d(FilterBank):
         return share_gradient(self.weight, share)
 
     def _convolve(self, x: Tensor, guide: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
-        return region_conv2d(
-            x,
-            weight,
-            guide,
-            scale=scale,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
-        )
+        geometry = Geometry(self.stride, self.padding, self.dilation, self.groups)
+        if self.trial is not None and self.training:
+            return self.trial(self.progress, x, weight, guide, scale, geometry)
+        return region_conv2d(x, weight, guide, scale=scale, **geometry._asdict())
 
     def _convolve_generated(self, x: Tensor, guide: Tensor) -> Tensor:
         """The convolution with filters made for every image, which the backward pass makes again."""

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from drconv.nn import kernels
-from drconv.nn.kernels.geometry import Geometry, Pair, pair
+from drconv.nn.kernels.geometry import Geometry, Pair, output_size, pair
 from drconv.nn.options import positive, window
 from drconv.nn.precision import autocast_dtype
 
@@ -71,22 +71,6 @@ def _window(stride: int | Pair, padding: int | Pair, dilation: int | Pair) -> tu
     if torch.compiler.is_compiling():
         return pair(stride), pair(padding), pair(dilation)
     return window(1, stride, padding, dilation)[1:]
-
-
-def output_size(x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair) -> Pair:
-    """Height and width of the convolution's output.
-
-    Raises:
-        ValueError: the filter does not fit into the padded input.
-    """
-    height = (x.shape[2] + 2 * padding[0] - dilation[0] * (weight.shape[4] - 1) - 1) // stride[0] + 1
-    width = (x.shape[3] + 2 * padding[1] - dilation[1] * (weight.shape[5] - 1) - 1) // stride[1] + 1
-    if height < 1 or width < 1:
-        raise ValueError(
-            f"a {weight.shape[4]}x{weight.shape[5]} filter with dilation={dilation} does not fit into an input of "
-            f"{x.shape[2]}x{x.shape[3]} with padding={padding}; use a larger input or more padding"
-        )
-    return height, width
 
 
 def _check(x: Tensor, weight: Tensor, guide: Tensor, scale: Tensor | None, groups: int) -> None:

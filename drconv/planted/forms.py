@@ -8,6 +8,7 @@ from torch import nn
 from drconv.nn.condconv import CondConv2d
 from drconv.nn.conv import DRConv2d
 from drconv.nn.options import PRINTED_FORM
+from drconv.nn.routing import RoutingTrial
 
 TWO_PARTS = PRINTED_FORM | {"filter_sharing": 0.9, "generator_gradient": 0.1}
 FOUR_PARTS = {"init_gain": 0.5, "filter_sharing": 0.9, "generator_gradient": 0.1, "guide_norm": "batch"}
@@ -28,11 +29,15 @@ DRCONV_FORMS: dict[str, dict[str, Any]] = {
     "features_detached": TWO_PARTS | {"feature_gradient": 0.0},
     "guide_frozen": TWO_PARTS | {"guide_frozen": True},
 }
+TRIALS = {  # the default form, trained in another way
+    "soft_first": RoutingTrial(soft_until=0.5),
+    "error_loss": RoutingTrial(error_loss=0.1, error_damping=0.1),
+}
 RIVALS: dict[str, Callable[[int], nn.Module]] = {
     "condconv": lambda channels: CondConv2d(channels, channels, 1, experts=8),
     "plain": lambda channels: nn.Conv2d(channels, channels, 1),
 }
-FORMS = (*DRCONV_FORMS, *RIVALS)
+FORMS = (*DRCONV_FORMS, *TRIALS, *RIVALS)
 
 
 def make_layer(form: str, channels: int, regions: int) -> nn.Module:
@@ -43,6 +48,8 @@ def make_layer(form: str, channels: int, regions: int) -> nn.Module:
     """
     if form in RIVALS:
         return RIVALS[form](channels)
-    if form not in DRCONV_FORMS:
+    if form not in FORMS:
         raise ValueError(f"form {form!r} is unknown; use one of {', '.join(FORMS)}")
-    return DRConv2d(channels, channels, 1, regions=regions, **DRCONV_FORMS[form])
+    layer = DRConv2d(channels, channels, 1, regions=regions, **DRCONV_FORMS.get(form, TWO_PARTS))
+    layer.trial = TRIALS.get(form)
+    return layer

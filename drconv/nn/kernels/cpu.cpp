@@ -90,12 +90,24 @@ Tensor product(const Tensor& x, const Filters& filters, const Tensor& logits, co
   }
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "cpu_region_conv2d", [&] {
     const Panels<scalar_t> panels(filters.regions, outputs, x.size(1));
-    const bool shared = filters.images == 1;
-    const Tensor packed = shared ? packed_or_pack(filters.packed, weight, panels, transposed) : Tensor();
+    const bool shared = filters.images == 1, has_packed = is_packed(filters.packed, weight, panels);
+    const int64_t rows = x.size(0) * x.size(2) * x.size(3);
+    const Source source = has_packed ? Source::packed
+        : !shared                    ? Source::panels
+        : mixing                     ? Source::packed
+                                     : choose_source(x.size(0), rows, filters.regions, x.size(1), transposed);
+    const scalar_t *stored = weight.const_data_ptr<scalar_t>(), *packed = nullptr;
+    if (has_packed) {
+      packed = filters.packed->const_data_ptr<scalar_t>();
+    } else if (source == Source::packed) {
+      scalar_t* memory = scratch<scalar_t, 4>(panels.size());
+      pack(stored, panels, transposed, memory);
+      packed = memory;
+    }
     const Forward<scalar_t> forward{
         picture<const scalar_t>(x), logits.defined() ? picture<const scalar_t>(logits) : no_picture<const scalar_t>(),
         picture<scalar_t>(y), panels,
-        shared ? packed.const_data_ptr<scalar_t>() : nullptr, shared ? nullptr : weight.const_data_ptr<scalar_t>(),
+        packed, source == Source::stored ? stored : nullptr, source == Source::panels ? stored : nullptr,
         transposed, pointer<scalar_t>(mixing), pointer<scalar_t>(scale), pointer<scalar_t>(epilogue.gain),
         pointer<scalar_t>(epilogue.bias), epilogue.limit.has_value(),
         static_cast<scalar_t>(epilogue.limit.value_or(0))};
@@ -194,7 +206,9 @@ Tensor pack_cpu(const Tensor& weight_) {
   const Tensor weight = weight_.contiguous();
   Tensor packed;
   AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "cpu_pack", [&] {
-    packed = pack<scalar_t>(weight, Panels<scalar_t>(weight.size(0), weight.size(1), weight.size(2)), false);
+    const Panels<scalar_t> panels(weight.size(0), weight.size(1), weight.size(2));
+    packed = at::empty(packed_sizes(panels), weight.options());
+    pack(weight.const_data_ptr<scalar_t>(), panels, false, packed.mutable_data_ptr<scalar_t>());
   });
   return packed;
 }

@@ -105,6 +105,14 @@ struct Picture {
 
   // dst[row][channel]
   void load_rows(int64_t begin, int64_t end, std::remove_const_t<T>* dst) const {
+    for (int64_t n = begin; channels_last && n < end; ++n, dst += channels) {
+      for (int64_t c = 0; c < channels; ++c) {
+        dst[c] = data[n * row + c * step];
+      }
+    }
+    if (channels_last) {
+      return;
+    }
     pieces(begin, end, [&](int64_t image, int64_t first, int64_t offset, int64_t count) {
       transpose<std::remove_const_t<T>>(
           plane(image, 0, first), pixels, dst + offset * channels, channels, channels, count);

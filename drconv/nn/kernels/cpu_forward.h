@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu_common.h"
+#include "cpu_dot.h"
 
 namespace drconv {
 
@@ -55,8 +56,9 @@ struct Forward {
   Picture<const T> x, logits;
   Picture<T> y;
   Panels<T> panels;
-  const T* packed;   // of all regions or experts, or null when every picture has its own filters:
-  const T* filters;  // (B, M, O, C), packed on the way
+  const T* packed;   // of all regions or experts, or null where there are others:
+  const T* stored;   // (M, O, C), read as they are; or null
+  const T* filters;  // (B, M, O, C), every picture's own, packed on the way; or null
   bool transposed;
   const T* mixing;      // (B, M, experts) or null: a region's filter is a sum of packed experts
   const T* scale;       // (B, M) or null
@@ -111,6 +113,42 @@ struct Forward {
     });
   }
 
+  // One region's rows times its stored filters of the output channels [first, first + count).
+  void stored_product(const T* in, int64_t in_row, T* out, int64_t out_width, const Regions<T>& regions, int64_t region,
+                      int64_t first, int64_t count) const {
+    const int64_t begin = regions.start[region];
+    in_tiles<kDotFilters>(count, [&](int64_t o, auto outputs) {
+      const T* filter = stored + (region * panels.outputs + first + o) * x.channels;
+      in_tiles<kDotRows>(regions.start[region + 1] - begin, [&](int64_t i, auto tile_rows) {
+        constexpr int R = tile_rows.value, N = outputs.value;
+        const int32_t* order = regions.order + begin + i;
+        ScatteredRows<T, R> rows;
+        c10::ForcedUnroll<R>{}([&](auto r) DRCONV_INLINE { rows.rows[r] = in + order[r] * in_row; });
+        T sums[R][N];
+        dot<T, R, N>(rows, filter, x.channels, sums);
+        for (int r = 0; r < R; ++r) {
+          for (int n = 0; n < N; ++n) {
+            out[order[r] * out_width + o + n] = finish(sums[r][n] * regions.scale[begin + i + r], first + o + n);
+          }
+        }
+      });
+    });
+  }
+
+  // What follows the product, for one number of an output channel.
+  T finish(T value, int64_t channel) const {
+    if (gain) {
+      value *= gain[channel];
+    }
+    if (bias) {
+      value += bias[channel];
+    }
+    if (clamps) {
+      value = value < 0 ? 0 : value > limit ? limit : value;  // a NaN stays one
+    }
+    return value;
+  }
+
   // One panel of the filters of the regions that occur in a picture, [region][in][width].
   const T* own_panels(int64_t image, int64_t panel, const Regions<T>& regions) const {
     T* own = scratch<T, 3>(logits.channels * panels.panel_size());
@@ -151,7 +189,8 @@ struct Forward {
   void unit(int64_t begin, int64_t end, int64_t panel0, int64_t panel1) const {
     const Regions<T> regions(logits, scale, begin, end);
     const T* in = x.data + begin * x.row;
-    if (!x.channels_last) {
+    const bool copies = !x.channels_last || (stored && x.step != 1);
+    if (copies) {
       T* rows = scratch<T, 1>((end - begin) * x.channels);
       x.load_rows(begin, end, rows);
       in = rows;
@@ -160,7 +199,10 @@ struct Forward {
     const int64_t count = std::min(panel1 * panels.width(), panels.outputs) - first;
     const int64_t out_width = y.channels_last ? y.channels : count;
     T* out = y.channels_last ? y.data + begin * y.channels + first : scratch<T, 2>((end - begin) * count);
-    for (int64_t panel = panel0; panel < panel1; ++panel) {
+    for (int64_t r = 0; stored && r < logits.channels; ++r) {
+      stored_product(in, copies ? x.channels : x.row, out, out_width, regions, r, first, count);
+    }
+    for (int64_t panel = panel0; !stored && panel < panel1; ++panel) {
       const T* weights = packed + panel * panels.panel_size();
       int64_t next = panels.panels() * panels.panel_size();
       if (filters || mixing) {

@@ -1,12 +1,24 @@
-// Filters packed for the product.
+// Filters packed for the product, and whether to pack them at all.
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 
 #include "cpu_forward.h"
 
 namespace drconv {
+
+// How the product gets at filters that nobody has packed: all packed before, a panel at a time on the way, or as stored.
+enum class Source { packed, panels, stored };
+
+// Packing reads and writes the filters of all regions, which a few rows do not pay for. Measured at batch 1: from M C of
+// 10 rows on reading them as stored is the fastest (each output adds up its lanes there), from M C of a row on packing a
+// panel at a time (which stays in the cache, and leaves out regions without a pixel).
+inline Source choose_source(int64_t batch, int64_t rows, int64_t regions, int64_t inputs, bool transposed) {
+  if (rows * 10 < regions * inputs && !transposed) {
+    return Source::stored;
+  }
+  return batch == 1 && rows < regions * inputs ? Source::panels : Source::packed;
+}
 
 // [region][panel][in][width]. The sizes say all about the order, so that filters packed on another processor are seen.
 template <typename T>
@@ -14,28 +26,23 @@ std::vector<int64_t> packed_sizes(const Panels<T>& panels) {
   return {panels.regions, panels.panels(), panels.inputs, panels.width()};
 }
 
+// Into memory of `panels.size()`.
 template <typename T>
-at::Tensor pack(const at::Tensor& weight, const Panels<T>& panels, bool transposed) {
-  at::Tensor packed = at::empty(packed_sizes(panels), weight.options());
-  T* dst = packed.mutable_data_ptr<T>();
-  const T* src = weight.const_data_ptr<T>();
+void pack(const T* weight, const Panels<T>& panels, bool transposed, T* packed) {
   at::parallel_for(0, panels.regions * panels.panels(), 4, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t region = i / panels.panels();
-      panels.pack(src + region * panels.outputs * panels.inputs, transposed, i % panels.panels(),
-                  dst + i * panels.panel_size());
+      panels.pack(weight + region * panels.outputs * panels.inputs, transposed, i % panels.panels(),
+                  packed + i * panels.panel_size());
     }
   });
-  return packed;
 }
 
-// `packed` where it is what `pack` would give for these panels, else the filters packed for this call.
+// Whether `packed` is what `pack` gives for these filters and panels.
 template <typename T>
-at::Tensor packed_or_pack(const std::optional<at::Tensor>& packed, const at::Tensor& weight, const Panels<T>& panels,
-                          bool transposed) {
-  const bool fits = packed && packed->scalar_type() == weight.scalar_type() && packed->device().is_cpu() &&
+bool is_packed(const std::optional<at::Tensor>& packed, const at::Tensor& weight, const Panels<T>& panels) {
+  return packed && packed->scalar_type() == weight.scalar_type() && packed->device().is_cpu() &&
       packed->is_contiguous() && packed->sizes() == c10::IntArrayRef(packed_sizes(panels));
-  return fits ? *packed : pack<T>(weight, panels, transposed);
 }
 
 }  // namespace drconv

@@ -34,3 +34,19 @@ class Geometry(NamedTuple):
     def is_matrix_product(self, weight: Tensor) -> bool:
         """Whether each output position is one product of one pixel: 1x1, stride 1, no padding, one group."""
         return weight.shape[4:] == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0) and self.groups == 1
+
+
+def output_size(x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair) -> Pair:
+    """Height and width of the convolution's output.
+
+    Raises:
+        ValueError: the filter does not fit into the padded input.
+    """
+    height = (x.shape[2] + 2 * padding[0] - dilation[0] * (weight.shape[4] - 1) - 1) // stride[0] + 1
+    width = (x.shape[3] + 2 * padding[1] - dilation[1] * (weight.shape[5] - 1) - 1) // stride[1] + 1
+    if height < 1 or width < 1:
+        raise ValueError(
+            f"a {weight.shape[4]}x{weight.shape[5]} filter with dilation={dilation} does not fit into an input of "
+            f"{x.shape[2]}x{x.shape[3]} with padding={padding}; use a larger input or more padding"
+        )
+    return height, width

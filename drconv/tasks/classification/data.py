@@ -84,8 +84,9 @@ def _generated(config: DataConfig, split: str) -> Source:
 
 
 def _imagefolder(config: DataConfig, split: str) -> Source:
-    index = class_folders(split_folder(config.root, config.train_split, config.val_split, split))
-    check_same_classes(index.classes, _other_folder(config, split))
+    folder = split_folder(config.root, config.train_split, config.val_split, split)
+    index = class_folders(folder)
+    check_same_classes(index.classes, folder, _other_folder(config, split))
     return FileSource(index, config.max_pixels)
 
 
@@ -95,10 +96,10 @@ def _imagenet(config: DataConfig, split: str) -> Source:
         index = class_folders(folder)
         other = _other_folder(config, split)
         if not (other.is_dir() and is_flat(other)):
-            check_same_classes(index.classes, other)
+            check_same_classes(index.classes, folder, other)
         return FileSource(index, config.max_pixels)
     index = index_flat_validation(Path(str(config.root)), folder)
-    check_same_classes(index.classes, _other_folder(config, split))
+    check_same_classes(index.classes, folder, _other_folder(config, split))
     return FileSource(index, config.max_pixels)
 
 

@@ -7,7 +7,6 @@ annotations are written once, below ``cache_folder()``, so that everything that 
 import json
 import os
 import shutil
-import tempfile
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as rle
 
-from drconv.files import one_at_a_time
+from drconv.files import one_at_a_time, temporary_beside
 from drconv.tasks.detection.index import cache_folder
 
 COUNTS = {"train": 600, "val": 60}
@@ -42,7 +41,7 @@ def scenes_folder() -> Path:
 
 def _make(folder: Path) -> None:
     """Writes below a name of this process alone, then renames; where another process was faster, its folder stays."""
-    made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".scenes-"))
+    made = temporary_beside(folder)
     try:
         for number, split in enumerate(COUNTS):
             write_scenes(made, split, seed=number)

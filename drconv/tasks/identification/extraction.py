@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from drconv.errors import DataError
-from drconv.files import replace_file
+from drconv.files import replace_file, replacing
 from drconv.tasks.identification.rank import Floats
 
 PART = 1024  # rows of a file: what an interruption can lose
@@ -80,7 +80,5 @@ def _is_whole(path: Path, rows: int) -> bool:
 
 
 def _save(path: Path, rows: Floats) -> None:
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         np.save(file, rows)
-    temporary.replace(path)

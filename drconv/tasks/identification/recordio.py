@@ -10,6 +10,7 @@ follow where there are any, then the picture's bytes.
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drconv.errors import DataError
+from drconv.files import replacing
 
 MAGIC = 0xCED7230A
 MAGIC_BYTES = struct.pack("<I", MAGIC)
@@ -162,29 +164,21 @@ class RecordWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._targets = (path, path.with_suffix(".idx"))
-        self._temporary = tuple(target.with_name(f".{target.name}.tmp") for target in self._targets)
-        self._files: tuple[BinaryIO, ...] = ()
+        self._stack = ExitStack()
 
     def write(self, key: int, payload: bytes) -> None:
-        records, index = self._files
-        index.write(b"%d\t%d\n" % (key, records.tell()))
-        records.write(frame(payload))
+        self._index.write(b"%d\t%d\n" % (key, self._records.tell()))
+        self._records.write(frame(payload))
 
     def __enter__(self) -> "RecordWriter":
-        self._files = tuple(open(temporary, "wb") for temporary in self._temporary)  # noqa: SIM115
+        self._index, self._records = (self._open(path) for path in (self.path.with_suffix(".idx"), self.path))
         return self
+
+    def _open(self, path: Path) -> BinaryIO:
+        temporary = self._stack.enter_context(replacing(path))
+        return self._stack.enter_context(open(temporary, "wb"))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for file in self._files:
-            if kind is None:
-                file.flush()
-                os.fsync(file.fileno())
-            file.close()
-        for temporary, target in zip(self._temporary, self._targets, strict=True):
-            if kind is None:
-                os.replace(temporary, target)
-            else:
-                temporary.unlink(missing_ok=True)
+        self._stack.__exit__(kind, error, trace)
