@@ -214,6 +214,8 @@ class Trainer:
                 f"choose another folder with run=, or overwrite=true to set the old one aside"
             )
         try:
+            if saved["state"]["step"] > self.num_steps:
+                raise ValueError(f"step {saved['state']['step']} of a run of {self.num_steps}")
             self.state.load_state_dict(saved["state"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:120]
