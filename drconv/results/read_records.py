@@ -136,12 +136,13 @@ def read_record(path: Path) -> Record:
         raise RecordError(f"{path} has no metric; run the experiment again or delete it")
     try:
         record = Record(path, migrate_record(content), content)
+        headline = record.metric
     except ValueError as error:
         raise RecordError(f"{path}: {error}") from None
     except (TypeError, AttributeError, KeyError):
         raise RecordError(f"{path} has sections that are no sections; run the experiment again or delete it") from None
     metrics = record.content["metrics"]
-    for name in {record.metric, *metrics}:
+    for name in {headline, *metrics}:
         if not _is_finite(metrics.get(name)):
             raise RecordError(f"{path} has no number for its metric {name}; run the experiment again or delete it")
     return record
