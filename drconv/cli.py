@@ -18,6 +18,8 @@ from drconv.errors import ConfigError, StoppedError
 from drconv.messages import choices_of, exit_with, one_line
 from drconv.migrations import migrate_override
 
+NO_EXPERIMENT = "experiment=null"  # the default, which Hydra does not take on a command line
+
 
 def command(
     function: Callable[[Config], Any],
@@ -30,8 +32,11 @@ def command(
     ``from_run`` may make the configuration from the arguments instead of Hydra.
     """
 
+    reached: list[bool] = []  # whether Hydra has composed: what it raises before is about the command line
+
     @hydra.main(version_base="1.3", config_path=str(config_dir), config_name="train")
     def composed(raw: DictConfig) -> Any:
+        reached.append(True)
         hydra_config = HydraConfig.get()
         multirun = hydra_config.mode == RunMode.MULTIRUN
         if multirun and int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -53,16 +58,31 @@ def command(
     def run() -> None:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises the error itself and one_line() words it
         try:
-            sys.argv[1:] = [expand_glob(migrate_override(argument), config_dir) for argument in sys.argv[1:]]
+            given = [argument for argument in sys.argv[1:] if argument != NO_EXPERIMENT]
+            sys.argv[1:] = [expand_glob(migrate_override(argument), config_dir) for argument in given]
             config = from_run(sys.argv[1:])
             if config is None:
-                composed()
+                _compose(composed, reached)
             else:
                 function(config)
         except Exception as error:
             exit_with(error)
 
     return run
+
+
+def _compose(composed: Callable[[], Any], reached: list[bool]) -> None:
+    """Raises a ConfigError for what Hydra itself raises as a plain ValueError, such as ``model=null``."""
+    try:
+        composed()
+    except ValueError as error:
+        if reached or one_line(error) is not None:
+            raise
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"the command line cannot be read ({reason}); give KEY=VALUE, and for model, data, recipe, runtime, "
+            f"logging and experiment the name of a file in configs/"
+        ) from None
 
 
 def expand_glob(argument: str, config_dir: Path) -> str:

@@ -13,7 +13,7 @@ from drconv.config import Config
 from drconv.config_check import validate
 from drconv.errors import ConfigError, RunFolderError
 from drconv.identity import FREE_KEYS, FREE_RUNTIME
-from drconv.migrations import SCHEMA, migrate_config, migrate_override
+from drconv.migrations import SCHEMA, migrate_config, migrate_override, schema_of
 from drconv.stored_yaml import read_stored_yaml
 
 ConfigStore.instance().store("schema", Config)
@@ -97,7 +97,8 @@ def load_config(folder: Path) -> Config:
         raise RunFolderError(f"run={folder} holds no config.yaml; give the folder that training printed")
     try:
         content = read_stored_yaml(stored)
-        current = migrate_config(content, content.pop("schema", 1))
+        schema = schema_of(content)
+        current = migrate_config({key: value for key, value in content.items() if key != "schema"}, schema)
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), current))
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).split("\n")[0]

@@ -258,6 +258,10 @@ def _without_effect(config: Config) -> Iterator[str]:
 
 
 def _output_folder(config: Config) -> Iterator[str]:
+    for key in ("run", "outputs"):
+        if value_of(config, key) == "":
+            yield f"{key}= is empty; give a folder or leave the key out"
+            return
     folder = Path(config.run or config.outputs)
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent

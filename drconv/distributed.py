@@ -86,6 +86,15 @@ def gather_objects(value: Result) -> list[Result]:
     return gathered or []
 
 
+def all_gather_objects(value: Result) -> list[Result]:
+    """The values of all ranks on every rank."""
+    if world_size() == 1:
+        return [value]
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
 def gather_tensors(values: Tensor) -> list[Tensor]:
     """Tensors (N, ...) of all ranks, N may differ from rank to rank, on rank 0; an empty list on the others."""
     if world_size() == 1:

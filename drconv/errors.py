@@ -32,6 +32,10 @@ class WeightsError(UserError):
     """A weights file is damaged or belongs to another network."""
 
 
+class TaskError(UserError):
+    """A task, mostly one from outside, gives something else than ``drconv.interfaces`` says."""
+
+
 class ExportError(UserError):
     """What was exported computes something else than the network, or cannot be built."""
 

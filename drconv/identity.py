@@ -21,10 +21,20 @@ FREE_RUNTIME = (
     "compile",
 )
 
+# Words about a row, free since a schema: the hash of a record from before, which is in its file's name, has them. They
+# stay in the names of run folders, so that each is found where it is.
+FREE_SINCE = ((3, "experiment.tolerance"), (3, "experiment.decisions"))
 
-def select_binding(config: dict[str, Any]) -> dict[str, Any]:
-    """The keys of a configuration (nested dictionaries) that decide what a run computes: dotted, with values."""
-    free = (*FREE_KEYS, *(f"runtime.{key}" for key in FREE_RUNTIME))
+
+def select_binding(config: dict[str, Any], schema: int | None = None) -> dict[str, Any]:
+    """The keys of a configuration (nested dictionaries) that decide what a run computes: dotted, with values.
+
+    Args:
+        config: of a run.
+        schema: that the keys are selected by; None for today's.
+    """
+    later = (key for since, key in FREE_SINCE if schema is None or schema >= since)
+    free = (*FREE_KEYS, *later, *(f"runtime.{key}" for key in FREE_RUNTIME))
     return {key: value for key, value in flatten(config).items() if not is_within(key, free)}
 
 

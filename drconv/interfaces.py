@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from drconv.config import Config
+from drconv.errors import TaskError
 from drconv.nn.cost import NetworkCost, count_cost
 from drconv.nn.diagnostics import gradient_norms, region_statistics
 from drconv.weights import LoadReport, load_backbone
@@ -38,6 +39,18 @@ class Facts:
     num_outputs: int | None
     input_size: tuple[int, int] | None
     output_names: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Raises a TaskError for numbers that no network can be built from."""
+        if self.num_outputs is not None and not _is_length(self.num_outputs):
+            raise TaskError(f"num_outputs={self.num_outputs!r} of the data's facts has to be 1 or more, or None")
+        size: Any = self.input_size
+        if size is not None and not (isinstance(size, tuple) and len(size) == 2 and all(map(_is_length, size))):
+            raise TaskError(f"input_size={size!r} of the data's facts has to be (rows, columns), or None")
+
+
+def _is_length(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 class Dataset(Protocol):
@@ -72,17 +85,17 @@ class Metric(Protocol):
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a forward pass gives the engine; all values are scalars on the device.
+    """What a forward pass gives the engine; all values are without dimensions, scalars and counts also plain numbers.
 
     Attributes:
         losses: summed and minimised; logged as means.
-        scalars: logged as means over micro-batches, steps and ranks.
-        counts: logged as sums.
+        scalars: logged as means over micro-batches, steps and ranks; each is there for every batch, as losses are.
+        counts: whole numbers, logged as sums; those that a batch does not have are 0.
     """
 
     losses: dict[str, Tensor]
-    scalars: dict[str, Tensor] = field(default_factory=dict)
-    counts: dict[str, Tensor] = field(default_factory=dict)
+    scalars: dict[str, Tensor | float] = field(default_factory=dict)
+    counts: dict[str, Tensor | int] = field(default_factory=dict)
 
     @property
     def loss(self) -> Tensor:

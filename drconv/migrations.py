@@ -9,7 +9,7 @@ from typing import Any
 
 from drconv.config import Config
 
-SCHEMA = 2  # of config.yaml, resume.pt and result.json; those without a number are of schema 1
+SCHEMA = 3  # of config.yaml, resume.pt and result.json; those without a number are of schema 1
 
 # Keys of a configuration that moved: the schema they came with, the former place, today's.
 MOVED: tuple[tuple[int, str, str], ...] = (
@@ -18,6 +18,20 @@ MOVED: tuple[tuple[int, str, str], ...] = (
 )
 # Keys that are gone: the schema that dropped them, and their place.
 DROPPED: tuple[tuple[int, str], ...] = ((2, "experiment.paper"),)  # results/paper.yaml has the printed number
+
+
+def schema_of(stored: dict[str, Any]) -> int:
+    """The number of the schema of something that was stored.
+
+    Raises:
+        ValueError: it is no number, or a later version's, whose keys can mean anything here.
+    """
+    schema = stored.get("schema", 1)
+    if isinstance(schema, bool) or not isinstance(schema, int) or schema < 1:
+        raise ValueError(f"schema {schema!r} is not a number from 1 to {SCHEMA}")
+    if schema > SCHEMA:
+        raise ValueError(f"a later version wrote it: schema {schema}, this one knows up to {SCHEMA}; update drconv")
+    return schema
 
 
 def migrate_config(stored: dict[str, Any], schema: int) -> dict[str, Any]:
@@ -38,8 +52,8 @@ def migrate_config(stored: dict[str, Any], schema: int) -> dict[str, Any]:
 
 
 def migrate_record(content: dict[str, Any]) -> dict[str, Any]:
-    """A ``result.json`` as today's code writes it."""
-    schema = content.get("schema", 1)
+    """A ``result.json`` as today's code writes it; raises a ValueError as ``schema_of`` does."""
+    schema = schema_of(content)
     migrated = {**content, "schema": SCHEMA, "config": migrate_config(content["config"], schema)}
     if schema < 2:  # metrics had no name of their set, and broken pictures were the only count
         migrated["metrics"] = _of_val(content["metrics"])
@@ -50,14 +64,15 @@ def migrate_record(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def migrate_resume(saved: dict[str, Any]) -> dict[str, Any]:
-    """A resume state as today's code writes it."""
-    if saved.get("schema", 1) < 2:  # what the log keeps between its lines had no place of its own
+    """A resume state as today's code writes it; raises a ValueError as ``schema_of`` does."""
+    schema = schema_of(saved)
+    if schema < 2:  # what the log keeps between its lines had no place of its own
         counts = {"skipped": saved["skipped"]} if saved.get("skipped") else {}
         interval = {name: value for name, value in saved["interval"].items() if name != "skipped"}
         log = {"sums": interval, "steps": saved["interval_steps"], "counts": {}, "totals": counts}
         saved = {**saved, "log": {**log, "last_entry": saved["last_entry"]}}
     if "config" in saved:
-        saved = {**saved, "config": migrate_config(saved["config"], saved.get("schema", 1))}
+        saved = {**saved, "config": migrate_config(saved["config"], schema)}
     return {**saved, "schema": SCHEMA}
 
 

@@ -28,6 +28,7 @@ BUILDERS: dict[str, tuple[str, str]] = {
     "mobilefacenet": (".mobilefacenet", "build_mobilefacenet"),
     "detnas_300m": (".detnas", "build_detnas"),
 }
+WITHOUT_CLASSES = ("mobilefacenet",)  # gives embeddings
 # The detectors, built from a width, a number of classes and the options of model.detector.
 DETECTORS: dict[str, tuple[str, str]] = {
     "mask_rcnn_r50": (".mask_rcnn", "build_mask_rcnn"),
@@ -62,6 +63,8 @@ def create_model(config: ModelConfig, num_classes: int | None, input_size: Input
     try:
         if config.name in DETECTORS:
             network = _builder(config.name)(config.width, num_classes, config.detector)
+        elif num_classes is None and config.name not in WITHOUT_CLASSES:
+            raise ConfigError(f"model={config.name} needs a number of classes, and the data have none; check task.name")
         else:
             network = _builder(config.name)(config.width, num_classes, small_stem, config.dropout)
         _replace(network, config, input_size)

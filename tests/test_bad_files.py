@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,10 +125,11 @@ def test_weights_are_the_same_bytes_and_know_their_classes(tmp_path: Path) -> No
 
 
 STATE = {"step": 3, "elapsed_s": 1.0, "task": {"w": torch.arange(5000.0)}, "optimizer": {}, "scaler": {}, "ema": None}
+LOG: dict[str, Any] = {"sums": {}, "steps": 0, "counts": {}, "totals": {}, "last_entry": {}}
 
 
 def state(step: int) -> dict:
-    return {"state": {**STATE, "step": step}, "data": {}, "log": {}}
+    return {"state": {**STATE, "step": step}, "data": {}, "log": LOG}
 
 
 def test_a_damaged_state_is_noticed_and_the_one_before_is_taken(tmp_path: Path) -> None:
@@ -162,6 +164,16 @@ def test_states_without_a_checksum_are_read(tmp_path: Path) -> None:
     content[content.find(np.float32(1234).tobytes())] ^= 1
     (tmp_path / "resume.pt").write_bytes(content)
     with pytest.raises(RunFolderError, match="checksum"):
+        load_resume(tmp_path / "resume.pt", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"log": {}}, {"log": []}, {"commits": "x"}, {"state": STATE | {"step": 4, "elapsed_s": "x"}}, {"schema": 99}],
+)
+def test_states_of_another_kind_are_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    torch.save({"schema": SCHEMA, **state(4), **change}, tmp_path / "resume.pt")
+    with pytest.raises(RunFolderError, match=r"of another kind|a later version wrote it"):
         load_resume(tmp_path / "resume.pt", torch.device("cpu"))
 
 

@@ -88,6 +88,8 @@ def test_every_choice_is_checked(make_config: Callable[..., Config], key: str) -
         ("model.name=shufflenet", "model.name=shufflenet is not known; did you mean shufflenetv2"),
         ("model.width=2.5", "shufflenetv2 takes 0.25 to 2.0"),
         ("data.num_classes=3", "the embedded digits have 10"),
+        ("run=", "run= is empty; give a folder"),
+        ("outputs=", "outputs= is empty; give a folder"),
     ],
 )
 def test_rules(make_config: Callable[..., Config], override: str, message: str) -> None:
@@ -162,6 +164,8 @@ def test_schema_keys_reach_the_leaves() -> None:
         (["experiment=table1/shufflenetv2_05x"], "near: table1/shufflenetv2_0.5x"),
         (["model=shufflenetv2_1x", "+logging.a=1"], "keys cannot be added"),
         (["-m", "experiment=glob(nothing/*)"], "matches nothing"),
+        (["model=null"], "the command line cannot be read"),
+        (["experiment=null", "model=shufflenetv2_1x", "seeds=1"], "near: seed"),
         (["model=shufflenetv2_1x", "run=/proc/x"], "check outputs, run and data.root"),
     ],
 )

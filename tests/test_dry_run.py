@@ -46,8 +46,8 @@ def test_evaluation_is_timed_after_the_loader_has_started(
             taken.append(batch)
             yield batch
 
-    monkeypatch.setattr(dry_run, "evaluate", lambda task, dataset, given, *rest: timed.append(list(given)))
-    data = SimpleNamespace(dataset=range(samples), batches=batches())
+    monkeypatch.setattr(dry_run, "evaluate", lambda task, name, dataset, given, *rest: timed.append(list(given)))
+    data = SimpleNamespace(name="val", dataset=range(samples), batches=batches())
     dry_run._timed_evaluation(config, SimpleNamespace(task=None), data, torch.device("cpu"))
     assert timed[0] == [0]
     assert len(timed[1]) == evaluated

@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ import train
 from drconv import migrations
 from drconv.compose import as_yaml, load_config
 from drconv.config import Config
+from drconv.engine.run_folder import RunFolder
 from drconv.engine.trainer import Trainer
+from drconv.errors import RunFolderError
 from drconv.files import file_hash
+from drconv.identity import config_hash, select_binding
 from drconv.results.read_records import read_record
 
 ROOT = Path(__file__).parents[1]
@@ -38,15 +42,16 @@ def test_records_from_before_keep_their_numbers() -> None:
 
 def test_a_key_that_moves_again_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The step that somebody will add, on a record that is there."""
-    monkeypatch.setattr(migrations, "SCHEMA", 3)
-    moved = (*migrations.MOVED, (3, "recipe.batch_size", "data.batch_size"))
+    next_schema = migrations.SCHEMA + 1
+    monkeypatch.setattr(migrations, "SCHEMA", next_schema)
+    moved = (*migrations.MOVED, (next_schema, "recipe.batch_size", "data.batch_size"))
     monkeypatch.setattr(migrations, "MOVED", moved)
     stored = json.loads(OLD[0].read_text())
     for schema in (1, 2):
         config = migrations.migrate_config(stored["config"], schema)
         assert config["data"]["batch_size"] == stored["config"]["recipe"]["batch_size"]
-    assert "batch_size" not in migrations.migrate_config({"recipe": {}}, 2)["data"]
-    assert migrations.migrate_config({"recipe": {"batch_size": 5}}, 3)["recipe"]["batch_size"] == 5
+    assert "batch_size" not in migrations.migrate_config({"recipe": {}}, next_schema - 1)["data"]
+    assert migrations.migrate_config({"recipe": {"batch_size": 5}}, next_schema)["recipe"]["batch_size"] == 5
 
 
 def test_a_command_as_it_was_typed_before() -> None:
@@ -95,3 +100,33 @@ def write_as_before(folder: Path) -> None:
 
 def test_configurations_carry_their_schema(make_config: Callable[..., Config]) -> None:
     assert yaml.safe_load(as_yaml(make_config()))["schema"] == migrations.SCHEMA
+
+
+def test_words_about_a_row_are_free_and_old_hashes_stay(make_config: Callable[..., Config]) -> None:
+    """Tolerance and decisions were part of the hash up to schema 2: it is in the names of the records."""
+    for path in RECORDS:
+        stored = json.loads(path.read_text())
+        assert config_hash(select_binding(stored["config"], stored.get("schema", 1))) == stored["config_hash"]
+    first = make_config("experiment.tolerance=1", "experiment.decisions=[D1]")
+    then = make_config("experiment.tolerance=2", "experiment.decisions=[]")
+    assert select_binding(asdict(first)) == select_binding(asdict(then))
+    folder = RunFolder(Path(first.run))
+    folder.path.mkdir(parents=True)
+    folder.resume.touch()
+    former = {**asdict(first), "schema": 2}
+    (folder.path / "config.yaml").write_text(yaml.safe_dump(former))
+    folder.compare(then)
+    then.recipe.optimizer.lr += 1
+    with pytest.raises(RunFolderError, match="made with another configuration"):
+        folder.compare(then)
+
+
+@pytest.mark.parametrize("schema", [99, 0, -1, 2.5, "2", None, True])
+def test_a_schema_that_is_none_of_ours(schema: Any, tmp_path: Path, make_config: Callable[..., Config]) -> None:
+    finding = "later version" if schema == 99 else "is not a number from 1"
+    for migrate in (migrations.migrate_resume, migrations.migrate_record):
+        with pytest.raises(ValueError, match=finding):
+            migrate({"schema": schema, "config": {}, "log": {}})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**asdict(make_config()), "schema": schema}))
+    with pytest.raises(RunFolderError, match=finding):
+        load_config(tmp_path)

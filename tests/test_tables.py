@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -256,6 +257,12 @@ def test_missing_record_is_caught(root: Path) -> None:
         (lambda content: content.update(metrics={}), "has no metric"),
         (lambda content: content["config"].pop("experiment"), "lacks config.experiment"),
         (lambda content: content["metrics"].update({"val/loss": None}), "has no number for its metric val/loss"),
+        (lambda content: content["metrics"].update({"val/loss": math.nan}), "has no number for its metric val/loss"),
+        (lambda content: content.update(schema=99), "a later version wrote it: schema 99"),
+        (lambda content: content.update(schema="a"), "schema 'a' is not a number"),
+        (lambda content: content["config"].update(task="x"), "sections that are no sections"),
+        (lambda content: content["experiment"].update(id=5), "lacks experiment.id"),
+        (lambda content: content["experiment"].update(metric=5), "lacks experiment.metric"),
         (lambda content: content["train"].update(top1=99.0), "train.top1 is 99.0 here and 80.0"),
         (lambda content: content.update(wall_time_s=1.0), "wall_time_s differs from that of"),
         (lambda content: content["cost"].update(multiply_adds=1), "cost differs from that of"),
@@ -346,7 +353,7 @@ def test_two_records_of_one_seed_are_caught(root: Path) -> None:
     make_run(root, PLAIN, 0, 77.0)
     (path,) = record_all(root)
     content = json.loads(path.read_text())
-    content["experiment"]["tolerance"] = content["config"]["experiment"]["tolerance"] = 9.0
+    content["experiment"]["metric"] = content["config"]["experiment"]["metric"] = "val/top1"
     content["config_hash"] = config_hash(select_binding(content["config"]))
     other = path.with_name(f"{path.stem[:-8]}{content['config_hash'][:8]}.json")
     other.write_text(json.dumps(content))

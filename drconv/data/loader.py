@@ -1,6 +1,7 @@
 """Loaders: batches for training, restartable at any step, and for evaluation, every sample exactly once."""
 
 import atexit
+import re
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +10,7 @@ from weakref import WeakSet
 from torch.utils.data import DataLoader, Sampler
 
 from drconv.data.sampler import EvalSampler, TrainSampler
-from drconv.errors import DataError, LostLoaderError
+from drconv.errors import LostLoaderError, UserError
 from drconv.interfaces import Batch, Dataset, SampleKey
 
 _GRACE_S = 30  # how long a loader process outlives SIGTERM
@@ -43,11 +44,10 @@ class Loader:
         self._iterators.add(iterator)
         try:
             yield from iterator
-        except DataError as error:
-            # A loader process hands over its whole traceback as the message: the last line is the error's
-            # own.
-            message = str(error).strip().splitlines()[-1].split("DataError: ")[-1]
-            raise DataError(message) from None
+        except UserError as error:
+            # A loader process hands over its whole traceback as the message: the error's own follows its name.
+            own = re.search(rf"^[\w.]*\b{type(error).__name__}: (.*)", str(error), re.DOTALL | re.MULTILINE)
+            raise type(error)(" ".join((own[1] if own else str(error)).split())) from None
         except (ConnectionError, EOFError) as error:  # it was killed while it handed over a batch
             raise LostLoaderError(
                 f"a loader process ended ({type(error).__name__}). Was memory short? Lower runtime.workers; the same "

@@ -18,6 +18,18 @@ CHECKSUM = b"sha256 "  # then 64 hexadecimal digits: the comment of the zip arch
 STATE_KEYS = ("step", "elapsed_s", "task", "optimizer", "scaler", "ema")
 
 
+KINDS: dict[str, type | tuple[type, ...]] = {  # of what is computed with
+    "state.elapsed_s": (int, float),
+    "log.sums": dict,
+    "log.steps": int,
+    "log.counts": dict,
+    "log.totals": dict,
+    "log.last_entry": dict,
+    "log.file": (dict, type(None)),
+    "commits": (list, type(None)),
+}
+
+
 def previous_state(path: Path) -> Path:
     """Where the state before the one in ``path`` is kept."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")
@@ -70,6 +82,14 @@ def _load_state(path: Path, device: torch.device) -> dict[str, Any]:
         raise ValueError(f"no {missing[0]}")
     if not isinstance(saved["state"]["step"], int) or saved["state"]["step"] < 0:
         raise ValueError(f"step {saved['state']['step']!r}"[:100])
+    if strange := [key for key, kind in KINDS.items() if not isinstance(_look_up(saved, key), kind)]:
+        raise ValueError(f"{strange[0]} is of another kind")
+    return saved
+
+
+def _look_up(saved: Any, key: str) -> Any:
+    for part in key.split("."):
+        saved = saved.get(part) if isinstance(saved, dict) else None
     return saved
 
 

@@ -11,6 +11,7 @@ import torch
 from drconv import distributed
 from drconv.config import Config
 from drconv.data import Loader, eval_loader, train_loader
+from drconv.engine.contract import check_evaluation_sets, check_fingerprint, check_samples
 from drconv.interfaces import Batch, Dataset, Facts, Fingerprint, Task
 
 
@@ -18,6 +19,7 @@ from drconv.interfaces import Batch, Dataset, Facts, Fingerprint, Task
 class Evaluation:
     """An evaluation set, and this rank's batches of it: gone through again and again, with the same processes."""
 
+    name: str
     dataset: Dataset
     batches: Loader
 
@@ -30,9 +32,10 @@ class Data:
         self._task = task
         self._pin_memory = torch.cuda.is_available() and config.runtime.device != "cpu"
         self._loaders: WeakSet[Loader] = WeakSet()
-        self.evaluations = {name: self._evaluation(dataset) for name, dataset in task.evaluation_sets(config).items()}
+        sets = check_evaluation_sets(task.evaluation_sets(config))
+        self.evaluations = {name: self._evaluation(name, dataset) for name, dataset in sets.items()}
 
-    def _evaluation(self, dataset: Dataset) -> Evaluation:
+    def _evaluation(self, name: str, dataset: Dataset) -> Evaluation:
         loader = eval_loader(
             dataset,
             batch_size=self.config.recipe.eval_batch_size,
@@ -42,7 +45,7 @@ class Data:
             pin_memory=self._pin_memory,
         )
         self._loaders.add(loader)
-        return Evaluation(dataset, loader)
+        return Evaluation(name, dataset, loader)
 
     def close(self) -> None:
         """Ends all loader processes."""
@@ -51,7 +54,9 @@ class Data:
 
     @cached_property
     def train(self) -> Dataset:
-        return self._task.train_set(self.config)
+        dataset = self._task.train_set(self.config)
+        check_samples(dataset, "train")
+        return dataset
 
     @property
     def evaluation_facts(self) -> Facts:
@@ -78,5 +83,5 @@ class Data:
     @cached_property
     def fingerprints(self) -> dict[str, Fingerprint]:
         """Of all sets by name, for the resume state and the record."""
-        evaluated = {name: evaluation.dataset.fingerprint() for name, evaluation in self.evaluations.items()}
-        return {"train": self.train.fingerprint(), **evaluated}
+        sets = {"train": self.train} | {name: evaluation.dataset for name, evaluation in self.evaluations.items()}
+        return {name: check_fingerprint(dataset.fingerprint(), name) for name, dataset in sets.items()}

@@ -101,7 +101,7 @@ def _timed_evaluation(config: Config, state: TrainState, evaluation: Evaluation,
     """
     batches = iter(evaluation.batches)
     first = list(islice(batches, 1))  # none, where there are more ranks than samples
-    evaluate(state.task, evaluation.dataset, first, config, device)
+    evaluate(state.task, evaluation.name, evaluation.dataset, first, config, device)
     own = len(evaluation.dataset) // distributed.world_size()  # of every rank at least
     left = max(0, math.ceil(own / config.recipe.eval_batch_size) - 1)
     measured = min(max(2, config.runtime.workers), left)
@@ -109,5 +109,5 @@ def _timed_evaluation(config: Config, state: TrainState, evaluation: Evaluation,
         pass
     begin = time.perf_counter()
     timed = islice(batches, measured) if measured else first
-    evaluate(state.task, evaluation.dataset, timed, config, device)
+    evaluate(state.task, evaluation.name, evaluation.dataset, timed, config, device)
     return (time.perf_counter() - begin) / max(1, measured)

@@ -1,5 +1,6 @@
 """One evaluation of saved weights, from a run folder or from any file."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -91,7 +92,7 @@ class EvalRun:
         place(task, self.config, device)
         return full_names(
             {
-                name: evaluate(task, evaluation.dataset, evaluation.batches, self.config, device)
+                name: evaluate(task, name, evaluation.dataset, evaluation.batches, self.config, device)
                 for name, evaluation in data.evaluations.items()
             }
         )
@@ -105,8 +106,9 @@ class EvalRun:
             conditions = circumstances(self._ranks.device, distributed.world_size())
             write_json(path, evaluation_record(self.config, self.weights, metrics, conditions))
             if self.result is not None:
-                recorded = self.result["metrics"][name]
-                verdict = "equal to" if recorded == value else f"different from the {recorded!r} of"
+                recorded = self.result["metrics"].get(name)
+                is_equal = recorded == (value if math.isfinite(value) else None)  # as records have it
+                verdict = "equal to" if is_equal else f"different from the {recorded!r} of"
                 print(f"{name} is {verdict} the training's record; written to {path}")
         return value
 

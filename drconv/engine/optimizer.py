@@ -17,7 +17,7 @@ def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict]:
     first of ``config.groups`` that a parameter's name matches goes before all that.
 
     Raises:
-        ConfigError: no parameter matches one of ``config.groups``.
+        ConfigError: no parameter matches one of ``config.groups``, or none is trained at all.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     unmatched = {group.match for group in config.groups}
@@ -35,6 +35,8 @@ def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict]:
         raise ConfigError(
             f"recipe.optimizer.groups: no parameter matches {', '.join(sorted(unmatched))}; names are such as {names}"
         )
+    if not groups:
+        raise ConfigError("no parameter of the task is trained: all are frozen; check the task and model.detector")
     return [
         {"params": parameters, "weight_decay": decay, "lr_factor": lr_factor}
         for (lr_factor, decay), parameters in groups.items()

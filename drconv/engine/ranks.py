@@ -9,6 +9,7 @@ from drconv.config import Config
 from drconv.engine.data import Data
 from drconv.engine.launch import threads_per_rank
 from drconv.errors import ConfigError
+from drconv.results.make_record import headline_name
 from drconv.tasks import find_task
 
 KERNEL = "DRCONV_KERNEL"
@@ -34,8 +35,14 @@ class Ranks:
             raise
 
     def load_data(self) -> Data:
-        """The data sets of the task."""
+        """The data sets of the task; raises a ConfigError where none is for the headline metric."""
         self._data = Data(self.config, find_task(self.config.task))
+        name, sets = headline_name(self.config), self._data.evaluations
+        if name.partition("/")[0] not in sets:
+            raise ConfigError(
+                f"{name}, which the run is for, is never computed: its evaluation sets are {', '.join(sets)}; change "
+                f"experiment.metric or the data"
+            )
         return self._data
 
     def close_data(self) -> None:

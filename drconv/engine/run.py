@@ -1,5 +1,6 @@
 """One training run from its opening to its record: ranks, folder, first lines, result."""
 
+import math
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,6 +16,7 @@ from drconv.engine.ranks import Ranks
 from drconv.engine.run_folder import RunFolder
 from drconv.engine.trainer import Trainer
 from drconv.interfaces import Task
+from drconv.nn.cost import NetworkCost
 from drconv.results.make_record import circumstances, headline, run_record, write_json
 from drconv.weights import OUTPUT_NAMES, load_weights, save_weights
 
@@ -103,6 +105,8 @@ class Run:
         result = distributed.on_main(lambda: self._write(trainer, metrics))
         name, value = headline(self.config, result["metrics"])
         if distributed.is_main():
+            if not math.isfinite(value):
+                print(f"warning: {name} is not finite, so that no table can show this run")
             print(f"{name} {value:.4g} after {result['steps']} steps; record: {self.folder.result}", flush=True)
         trainer.log.close(result["metrics"])
         return value
@@ -114,7 +118,7 @@ class Run:
         weights = {kind: self.folder.weights(kind) for kind in metrics}
         for kind, task in state.evaluated().items():
             save_weights(weights[kind], task.network, about)
-        cost = state.task.cost()
+        cost = _cost(state.task)
         details = {
             "steps": state.step,
             "wall_time_s": round(state.elapsed_s, 1),
@@ -131,3 +135,13 @@ class Run:
         result = run_record(config, metrics, weights, details, conditions)
         write_json(self.folder.result, result)
         return result
+
+
+def _cost(task: Task[Any]) -> NetworkCost | None:
+    """What the task counts; a task from outside that cannot must not cost the record of a long run."""
+    try:
+        return task.cost()
+    except Exception as error:
+        reason = " ".join(str(error).split())[:120]
+        print(f"warning: cost() of the task failed ({type(error).__name__}: {reason}), so that the record has none")
+        return None

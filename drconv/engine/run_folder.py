@@ -13,7 +13,7 @@ from drconv.config import Config
 from drconv.errors import RunFolderError
 from drconv.files import read_json, remove_leftovers, replace_file
 from drconv.identity import select_binding
-from drconv.migrations import migrate_config
+from drconv.migrations import migrate_config, schema_of
 
 LOCK = "lock"
 REPAIR = "overwrite=true starts the run again and keeps the old folder under another name"
@@ -90,7 +90,7 @@ class RunFolder:
         elif self.result.exists():
             result = self.read_result()
             if isinstance(result.get("config"), dict):
-                recorded = migrate_config(result["config"], result.get("schema", 1))
+                recorded = migrate_config(result["config"], schema_of(result))
                 self.compare_keys(select_binding(recorded), config)
 
     def compare_keys(self, old: dict[str, Any], config: Config) -> None:
@@ -115,7 +115,8 @@ class RunFolder:
         try:
             result = read_json(self.result)
             missing = [key for key in ("metrics", "weights", "weights_sha256") if key not in result]
-        except (ValueError, TypeError, OSError) as error:
+            schema_of(result)
+        except (ValueError, TypeError, AttributeError, OSError) as error:
             raise RunFolderError(f"{self.result} is damaged ({error}); {REPAIR}") from None
         if missing:
             raise RunFolderError(f"{self.result} is damaged (no {missing[0]}); {REPAIR}")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from drconv import distributed
+from drconv.errors import TaskError
 from drconv.interfaces import Task
 
 Change = Callable[[Tensor], Tensor]
@@ -18,6 +19,8 @@ class Sharding:
     def __init__(self, task: Task[Any], optimizer: torch.optim.Optimizer) -> None:
         self.names = sorted(task.sharded_parameters())
         named = dict(task.named_parameters())
+        if unknown := [name for name in self.names if name not in named]:
+            raise TaskError(f"sharded_parameters() of the task names {unknown[0]}, which is no parameter of it")
         self.parameters = [named[name] for name in self.names]
         ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         sharded = {id(parameter) for parameter in self.parameters}

@@ -9,10 +9,12 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from drconv import distributed
-from drconv.config import Config
+from drconv.config import Config, RecipeConfig
+from drconv.engine.contract import as_count, as_mean, check_outputs, check_same_names
 from drconv.engine.optimizer import set_lr
 from drconv.engine.schedule import lr_factor
 from drconv.engine.state import TrainState
+from drconv.errors import TaskError
 from drconv.interfaces import Batch, Outputs
 from drconv.nn.diagnostics import set_progress
 
@@ -39,11 +41,20 @@ class StepLog:
 
     def add(self, outputs: Outputs, num_parts: int) -> None:
         """Adds one of the micro-batches of a step."""
+        loss = outputs.loss.detach()
         parts = outputs.losses if len(outputs.losses) > 1 else {}
-        for name, value in ({"loss": outputs.loss} | parts | outputs.scalars).items():
-            self.means[name] = self.means.get(name, 0) + value.detach() / num_parts
-        for name, value in outputs.counts.items():
-            self.counts[name] = self.counts.get(name, 0) + value.detach()
+        values = {"loss": loss} | parts | outputs.scalars
+        if self.means:
+            check_same_names(values, self.means)
+        for name, value in values.items():
+            self.means[name] = self.means.get(name, 0) + as_mean(value, loss.device) / num_parts
+        for name, count in outputs.counts.items():
+            self.counts[name] = self.counts.get(name, 0) + as_count(count, loss.device)
+
+
+def base_lr(step: int, num_steps: int, recipe: RecipeConfig) -> float:
+    """The learning rate of a step; groups have theirs by a factor."""
+    return recipe.optimizer.lr * lr_factor(step, num_steps, recipe.schedule)
 
 
 def train_step(
@@ -59,10 +70,11 @@ def train_step(
             seed_step(config.seed, state.step)
         with _synchronised(state, last=part == accumulate - 1):
             with autocast(config, device):
-                outputs: Outputs = state.wrapped(batch)
+                outputs = check_outputs(state.wrapped(batch))
             state.scaler.scale(outputs.loss / accumulate).backward()
         logged.add(outputs, accumulate)
-    set_lr(state.optimizer, config.recipe.optimizer.lr * lr_factor(state.step, num_steps, config.recipe.schedule))
+    _check_gradients(state)
+    set_lr(state.optimizer, base_lr(state.step, num_steps, config.recipe))
     if config.recipe.clip_norm is not None or state.sharding.names:
         state.scaler.unscale_(state.optimizer)
         state.sharding.share_overflow(state.scaler, state.optimizer)
@@ -75,6 +87,21 @@ def train_step(
         state.ema.update_parameters(state.task)
     state.step += 1
     return logged
+
+
+def _check_gradients(state: TrainState) -> None:
+    """Ranks exchange gradients in groups: a parameter without one leaves the others of its group as they are.
+
+    Raises:
+        TaskError: a parameter has no part in the loss.
+    """
+    if not isinstance(state.wrapped, DistributedDataParallel):
+        return
+    if unused := [name for name, p in state.task.named_parameters() if p.requires_grad and p.grad is None]:
+        raise TaskError(
+            f"{unused[0]} and {len(unused) - 1} other parameters have no part in the loss, and several ranks cannot "
+            f"average gradients then; freeze them (requires_grad_(False)) or use runtime.devices=1"
+        )
 
 
 def _synchronised(state: TrainState, last: bool) -> AbstractContextManager:

@@ -20,7 +20,7 @@ from drconv.engine.evaluation import evaluate, full_names
 from drconv.engine.run_folder import RunFolder
 from drconv.engine.signals import StopSignals
 from drconv.engine.state import TrainState
-from drconv.engine.step import StepLog, train_step
+from drconv.engine.step import StepLog, base_lr, train_step
 from drconv.engine.training_log import TrainingLog
 from drconv.errors import ConfigError, NonFiniteLossError, RunFolderError, StoppedError, of_lost_loader
 from drconv.identity import select_binding
@@ -101,8 +101,7 @@ class Trainer:
             self._compare_first_loss(logged)
         if is_logged:
             self._check_finite()
-            group = state.optimizer.param_groups[0]
-            self.log.write(state.step, group["lr"] / group["lr_factor"], watched)
+            self.log.write(state.step, base_lr(state.step - 1, self.num_steps, self.config.recipe), watched)
         elif distributed.is_main():
             self.log.progress.bar(state.step)
         if logging.eval_every and state.step % logging.eval_every == 0 and state.step < self.num_steps:
@@ -142,7 +141,7 @@ class Trainer:
         for name, evaluation in self.data.evaluations.items():
             own = len(evaluation.dataset) // distributed.world_size()  # of every rank at least
             batches = self._until_stopped(evaluation.batches, math.ceil(own / self.config.recipe.eval_batch_size))
-            metrics[name] = evaluate(task, evaluation.dataset, batches, self.config, self.device)
+            metrics[name] = evaluate(task, name, evaluation.dataset, batches, self.config, self.device)
         return metrics
 
     def _evaluate_between(self) -> None:
@@ -198,6 +197,7 @@ class Trainer:
             self.commits.append({"step": self.state.step, **here})
 
     def _resume(self) -> None:
+        fingerprints = distributed.on_main(lambda: self.data.fingerprints)  # before steps are spent on data without
         if not self.folder.has_state:
             return
         saved, warning = load_resume(self.folder.resume, self.device)
@@ -205,7 +205,7 @@ class Trainer:
             print(warning, flush=True)
         if "config" in saved:
             self.folder.compare_keys(select_binding(saved["config"]), self.config)
-        if saved["data"] != distributed.on_main(lambda: self.data.fingerprints):
+        if saved["data"] != fingerprints:
             if self.config.overwrite:
                 distributed.on_main(lambda: self.folder.renew(self.config))
                 return
@@ -214,6 +214,8 @@ class Trainer:
                 f"choose another folder with run=, or overwrite=true to set the old one aside"
             )
         try:
+            if saved["state"]["step"] > self.num_steps:
+                raise ValueError(f"step {saved['state']['step']} of a run of {self.num_steps}")
             self.state.load_state_dict(saved["state"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:120]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from drconv import distributed
 from drconv.config import Config
+from drconv.engine.contract import check_same_names
 from drconv.engine.metrics_log import MetricsLog
 from drconv.engine.progress import Progress
 from drconv.engine.run_folder import RunFolder
@@ -60,6 +61,8 @@ class TrainingLog:
         """Takes in the step that led to ``step``; nothing waits for the device."""
         bad = torch.where(torch.isfinite(logged.means["loss"]), math.inf, float(step))
         self._first_bad = torch.minimum(self._first_bad, bad)
+        if self._steps:
+            check_same_names(logged.means, self._sums)
         for name, value in logged.means.items():
             self._sums[name] = self._sums.get(name, 0) + value
         for name, value in logged.counts.items():
@@ -92,9 +95,9 @@ class TrainingLog:
         """For the resume state: the unfinished interval as its mean over the ranks; collective."""
         ranks = distributed.world_size()
         return {
-            "sums": {name: distributed.all_reduce(value.clone()) / ranks for name, value in self._sums.items()},
+            "sums": {name: distributed.all_reduce(value.clone()) / ranks for name, value in self._shared_sums()},
             "steps": self._steps,
-            "counts": {name: int(distributed.all_reduce(value.clone())) for name, value in self._counts.items()},
+            "counts": {name: int(distributed.all_reduce(value.clone())) for name, value in self._shared_counts()},
             "totals": self.totals,
             "last_entry": self.last_entry,
             "file": self._file.sync() if self._file is not None else None,
@@ -109,18 +112,30 @@ class TrainingLog:
             self._counts = {name: torch.tensor(value, device=self.device) for name, value in state["counts"].items()}
 
     def _means(self) -> dict[str, float]:
-        names = sorted(self._sums)
-        sums = torch.stack([self._sums[name].double() for name in names])
-        means = distributed.all_reduce(sums) / (self._steps * distributed.world_size())
+        names, sums = zip(*self._shared_sums(), strict=True)
+        stacked = torch.stack([value.double() for value in sums])
+        means = distributed.all_reduce(stacked) / (self._steps * distributed.world_size())
         return dict(zip(names, means.tolist(), strict=True))
+
+    def _shared_sums(self) -> list[tuple[str, Tensor]]:
+        """By name, in an order that all ranks share; collective."""
+        for names in distributed.all_gather_objects(sorted(self._sums)):
+            check_same_names(self._sums, names)
+        return sorted(self._sums.items())
+
+    def _shared_counts(self) -> list[tuple[str, Tensor]]:
+        """As ``_shared_sums``; a count that another rank has is 0 here."""
+        everywhere = distributed.all_gather_objects(sorted(self._counts))
+        zero = torch.zeros((), dtype=torch.int64, device=self.device)
+        return [(name, self._counts.get(name, zero)) for name in sorted(set().union(*everywhere))]
 
     def _take_counts(self) -> dict[str, int]:
         """The counts of the interval over all ranks, added to the totals."""
-        names = sorted(self._counts)
-        if not names:
+        shared = self._shared_counts()
+        if not shared:
             return {}
-        sums = distributed.all_reduce(torch.stack([self._counts[name].double() for name in names])).tolist()
-        counts = {name: round(value) for name, value in zip(names, sums, strict=True)}
+        sums = distributed.all_reduce(torch.stack([value for _, value in shared])).tolist()
+        counts = {name: value for (name, _), value in zip(shared, sums, strict=True)}
         self._counts = {}
         for name, value in counts.items():
             self.totals[name] = self.totals.get(name, 0) + value

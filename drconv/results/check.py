@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from drconv.identity import config_hash, select_binding
+from drconv.migrations import schema_of
 from drconv.results.collect import check_weights, find_results, round_floats
 from drconv.results.costs import cost_problems
 from drconv.results.read_records import Record, RecordError, read_curve, read_record
@@ -38,7 +39,7 @@ def record_problems(record: Record, runs: dict[str, list[Record]]) -> Iterator[s
     content = record.content
     if record.path.stem != record.stem:
         yield f"the name does not fit the content, which makes it {record.stem}.json"
-    if content["config_hash"] != config_hash(select_binding(record.stored["config"])):
+    if content["config_hash"] != config_hash(select_binding(record.stored["config"], schema_of(record.stored))):
         yield "config_hash is not that of config; one of them was edited"
     if content["seed"] != content["config"]["seed"]:
         yield f"seed={content['seed']}, but config.seed={content['config']['seed']}"

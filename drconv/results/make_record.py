@@ -1,6 +1,7 @@
 """``result.json``: the record of a finished run, from which every table is made."""
 
 import json
+import math
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -71,18 +72,27 @@ def circumstances(device: torch.device, num_devices: int) -> dict[str, Any]:
     }
 
 
-def headline(config: Config, metrics: dict[str, float]) -> tuple[str, float]:
-    """Name and value of the metric that tables show: what the experiment names, else the task's.
-
-    Raises:
-        DataError: it was not computed, as with an evaluation set that has no sample.
-    """
+def headline_name(config: Config) -> str:
+    """The metric that tables show: what the experiment names, else the task's."""
     entry = find_entry(config.task)
     named = config.experiment.metric
-    name = (entry.full_name(named) if named else None) or entry.headline.metric
+    return (entry.full_name(named) if named else None) or entry.headline.metric
+
+
+def headline(config: Config, metrics: dict[str, float | None]) -> tuple[str, float]:
+    """Name and value of the metric that tables show; NaN where it is null in a record, as it was not finite.
+
+    Raises:
+        DataError: it was not computed, as with an evaluation set of broken pictures alone.
+    """
+    name = headline_name(config)
     if name not in metrics:
-        raise DataError(f"{name} was not computed, only {', '.join(metrics)}; check the evaluation data")
-    return name, metrics[name]
+        found = ", ".join(metrics) or "nothing"
+        raise DataError(
+            f"{name} was not computed, only {found}; check the evaluation data, the task's metric and experiment.metric"
+        )
+    value = metrics[name]
+    return name, math.nan if value is None else value
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

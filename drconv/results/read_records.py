@@ -1,6 +1,7 @@
 """The records kept in ``results/runs``: how they are named, read and checked for completeness. Imports no torch."""
 
 import json
+import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ REQUIRED: dict[str, type | tuple[type, ...]] = {
     "weights": str,
     "all_metrics": dict,
     "seed": int,
+    "experiment.id": (str, type(None)),
+    "experiment.metric": (str, type(None)),
     "experiment.decisions": list,
     "steps": int,
     "wall_time_s": (int, float),
@@ -94,7 +97,7 @@ class Record:
         None where none was logged.
         """
         name = self.metric.rpartition("/")[2]
-        first, every = (1 - TAIL) * self.content["steps"], self.content["config"]["logging"]["every"]
+        first, every = (1 - TAIL) * self.content["steps"], max(1, self.content["config"]["logging"]["every"])
         entries = [entry for entry in read_curve(self.curve) if entry["split"] == "train" and name in entry]
         tail = {entry["step"]: entry[name] for entry in entries if entry["step"] > first}
         return statistics.fmean(tail.values(), [step % every or every for step in tail]) if tail else None
@@ -102,7 +105,7 @@ class Record:
     @property
     def is_dirty(self) -> bool:
         """Whether the code differed from its commit, or had none."""
-        return self.content["code"]["dirty"] is not False
+        return self.content["code"].get("dirty") is not False
 
     @property
     def curve(self) -> Path:
@@ -131,12 +134,22 @@ def read_record(path: Path) -> Record:
         raise RecordError(f"{path} belongs to no experiment; train with experiment=... to record a run")
     if not content["metrics"]:
         raise RecordError(f"{path} has no metric; run the experiment again or delete it")
-    record = Record(path, migrate_record(content), content)
+    try:
+        record = Record(path, migrate_record(content), content)
+        headline = record.metric
+    except ValueError as error:
+        raise RecordError(f"{path}: {error}") from None
+    except (TypeError, AttributeError, KeyError):
+        raise RecordError(f"{path} has sections that are no sections; run the experiment again or delete it") from None
     metrics = record.content["metrics"]
-    for name in {record.metric, *metrics}:
-        if not isinstance(metrics.get(name), int | float):
+    for name in {headline, *metrics}:
+        if not _is_finite(metrics.get(name)):
             raise RecordError(f"{path} has no number for its metric {name}; run the experiment again or delete it")
     return record
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _look_up(content: Any, key: str) -> Any:

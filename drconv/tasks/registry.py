@@ -7,9 +7,11 @@ A task from outside the package registers itself in a module of its own, which `
 
 import difflib
 import importlib
+import traceback
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from drconv.config import TaskConfig
 from drconv.errors import ConfigError
@@ -84,8 +86,18 @@ def register_task(name: str, entry: TaskEntry) -> None:
     """Adds a task from outside the package.
 
     Raises:
-        ValueError: another task has this name.
+        ValueError: another task has this name; an entry with a headline or patterns that cannot be meant.
     """
+    if not isinstance(entry, TaskEntry):
+        raise ValueError(f"the task {name} needs a TaskEntry, not {entry!r}")
+    if not isinstance(entry.metrics, tuple) or not all(isinstance(pattern, str) for pattern in entry.metrics):
+        raise ValueError(f"metrics={entry.metrics!r} of the task {name} has to be a tuple of patterns: ('val/error',)")
+    headline = entry.headline.metric
+    if "/" not in headline or entry.full_name(headline) is None:
+        raise ValueError(
+            f"the headline {headline!r} of the task {name} has to be <evaluation set>/<name> and one of its "
+            f"metrics {', '.join(entry.metrics)}"
+        )
     if TASKS.setdefault(name, entry) != entry:
         raise ValueError(f"a task named {name} is registered already ({TASKS[name].module}); choose another name")
 
@@ -96,18 +108,42 @@ def find_entry(config: TaskConfig) -> TaskEntry:
     Raises:
         ConfigError: no such module or task.
     """
-    if config.module is not None and config.name not in TASKS:
-        try:
-            importlib.import_module(config.module)
-        except ImportError as error:
-            raise ConfigError(f"task.module={config.module} cannot be imported ({error})") from None
+    if config.module is not None:
+        _import(config.module, f"task.module={config.module}")
     if config.name not in TASKS:
         near = difflib.get_close_matches(config.name, TASKS, n=2) or list(TASKS)
-        raise ConfigError(f"task.name={config.name} is not known; did you mean {' or '.join(near)}?")
+        where = "" if config.module is None else f", and {config.module} does not register it"
+        raise ConfigError(f"task.name={config.name} is not known{where}; did you mean {' or '.join(near)}?")
     return TASKS[config.name]
 
 
 def find_task(config: TaskConfig) -> "type[Task]":
-    """The class of ``task.name``."""
+    """The class of ``task.name``.
+
+    Raises:
+        ConfigError: no such module, task or class, or one that lacks members of ``drconv.interfaces.Task``.
+    """
     entry = find_entry(config)
-    return getattr(importlib.import_module(entry.module), entry.name)
+    place = f"task.name={config.name} is registered as {entry.name} of {entry.module}, which"
+    found = getattr(_import(entry.module, place), entry.name, None)
+    if found is None:
+        raise ConfigError(f"{place} has no such class")
+    if lacking := sorted(getattr(found, "__abstractmethods__", ())):
+        raise ConfigError(f"{place} lacks {', '.join(lacking)}; see drconv.interfaces.Task")
+    return found
+
+
+def _import(module: str, named: str) -> Any:
+    """A module from outside is somebody's code: whatever it raises, the run ends with the place where it did.
+
+    Raises:
+        ConfigError: the import fails or ends the process.
+    """
+    try:
+        return importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        reason = " ".join(str(error).split())
+        frames = traceback.extract_tb(error.__traceback__)
+        foreign = [frame for frame in frames if "importlib" not in frame.filename and frame.filename != __file__]
+        where = f" in {Path(foreign[-1].filename).name}, line {foreign[-1].lineno}" if foreign else ""
+        raise ConfigError(f"{named} cannot be imported ({type(error).__name__}: {reason}{where})") from None
