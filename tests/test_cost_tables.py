@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from drconv import count_cost
-from drconv.commands.cost import FITTING_WIDTHS, NOTES, Row, load_model_config, measure, render, table_rows
+from drconv.commands.cost import FITTING_WIDTHS, NOTES, Row, measure, render, table_rows
+from drconv.model_files import load_model_config
 from drconv.results.costs import cost_problems, read_costs, render_costs
 from drconv.results.experiments import Experiments
 from drconv.results.tables import load_sources

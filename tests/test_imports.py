@@ -58,6 +58,7 @@ ALLOWED = {  # part of drconv: parts it may import from, besides itself, config 
     "config_detection": set(),
     "stored_yaml": {"files"},
     "migrations": set(),
+    "model_files": {"paths"},
     "weights": {"files"},
     "interfaces": {"nn", "weights"},
     "data": {"files", "interfaces"},
