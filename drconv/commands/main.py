@@ -12,6 +12,7 @@ COMMANDS = {
     "cost": ("cost", "counts multiply-adds and parameters"),
     "masks": ("masks", "draws the regions that a trained network chooses"),
     "export": ("export", "writes a trained network as ONNX, or as a package for C++"),
+    "publish": ("publish", "packs a finished run into a folder to give away"),
     "curves": ("curves", "draws the curves of runs"),
     "data": ("data", "checks and indexes picture folders; packs and aligns faces"),
     "predict": ("predict", "says what a trained network makes of your own pictures"),
