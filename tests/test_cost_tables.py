@@ -14,7 +14,7 @@ from drconv.commands.cost import FITTING_WIDTHS, NOTES, Row, measure, render, ta
 from drconv.model_files import load_model_config
 from drconv.results.costs import cost_problems, read_costs, render_costs
 from drconv.results.experiments import Experiments
-from drconv.results.tables import load_sources
+from drconv.results.sources import load_sources
 from models import create_model
 
 ROOT = Path(__file__).parents[1]

@@ -23,7 +23,8 @@ from drconv.model_files import load_model_config, model_files
 from drconv.nn import PRINTED_FORM, DRConv2d, Guide
 from drconv.results.decisions import find_decisions
 from drconv.results.experiments import Experiments
-from drconv.results.tables import load_sources, make_tables
+from drconv.results.sources import load_sources
+from drconv.results.tables import make_tables
 from models import create_model
 
 ROOT = Path(__file__).parents[1]
