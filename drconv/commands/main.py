@@ -14,6 +14,7 @@ COMMANDS = {
     "export": ("export", "writes a trained network as ONNX, or as a package for C++"),
     "publish": ("publish", "packs a finished run into a folder to give away"),
     "curves": ("curves", "draws the curves of runs"),
+    "tradeoff": ("tradeoff", "draws accuracy against cost, the paper's Figure 4"),
     "data": ("data", "checks and indexes picture folders; packs and aligns faces"),
     "predict": ("predict", "says what a trained network makes of your own pictures"),
     "selftest": ("selftest", "holds the kernels of this machine against the reference"),
