@@ -114,3 +114,17 @@ def row_of(page: Path, name: str) -> list[str]:
     """Cells of the first table row that begins with the name."""
     lines = [line for line in page.read_text().splitlines() if line.startswith(f"| `{name}")]
     return [cell.strip() for cell in lines[0].strip("|").split(" | ")]
+
+
+def finish_untrained(config: Config, network: nn.Module, names: list[str]) -> Path:
+    """The folder of a run as training leaves it, with the weights that the network has."""
+    folder = RunFolder(Path(str(config.run)))
+    folder.open(config)
+    path = folder.weights("last")
+    save_weights(path, network, {"output_names": names})
+    details: dict[str, Any] = {"steps": 6, "wall_time_s": 9.0, "train": {}, "data": {}, "cost": None}
+    metrics = {"last": {"val/top1": 10.0}}
+    record = run_record(config, metrics, {"last": path}, details, circumstances(torch.device("cpu"), 1))
+    write_json(folder.result, record)
+    folder.close()
+    return folder.path

@@ -65,6 +65,7 @@ ALLOWED = {  # part of drconv: parts it may import from, besides itself, config 
     "tasks": {"data", "distributed", "files", "interfaces", "nn", "weights"},
     "results": {"compose", "files", "identity", "migrations", "nn", "paths", "tasks"},
     "figures": {"nn"},
+    "report": {"results"},
     "export": {"files", "nn"},
     "config_check": {"config_detection", "config_ranges", "paths", "tasks", "world"},
     "messages": {"paths"},

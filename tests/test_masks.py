@@ -1,6 +1,5 @@
 """Masks: colours against the guide's arg max on a tiny network, and the command on a trained run."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,13 @@ from torch import nn
 from drconv.commands import masks as command
 from drconv.commands.run_pictures import choose_pictures, masks_of, read_pictures
 from drconv.config import Config
-from drconv.engine.run_folder import RunFolder
 from drconv.errors import ConfigError, RunFolderError
 from drconv.figures.canvas import as_image
 from drconv.figures.mask_figure import GAP, colours_across, draw_figure, paint_mask, region_colours
 from drconv.figures.masks import Mask, choose_masks, compute_masks
-from drconv.files import file_hash
 from drconv.nn import DRConv2d, Guide
-from drconv.weights import save_weights
 from models import create_model, load_model
+from tests.project import finish_untrained
 
 
 class TinyNetwork(nn.Module):
@@ -114,15 +111,9 @@ def test_choice_of_guides() -> None:
 def finished_run(make_config: Callable[..., Config]) -> Path:
     """A run folder with the weights of an untrained network."""
     config = make_config()
-    folder = RunFolder(Path(str(config.run)))
-    folder.open(config)
     network = create_model(config.model, 10, config.data.image_size)
     assert any(isinstance(module, Guide) for module in network.modules())
-    save_weights(folder.weights("last"), network, {"output_names": list("0123456789")})
-    sha256 = {"last": file_hash(folder.weights("last"))}
-    folder.result.write_text(json.dumps({"weights": "last", "weights_sha256": sha256}))
-    folder.close()
-    return folder.path
+    return finish_untrained(config, network, list("0123456789"))
 
 
 def choose_masks_of(run: Path) -> list[Mask]:

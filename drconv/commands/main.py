@@ -15,6 +15,7 @@ COMMANDS = {
     "publish": ("publish", "packs a finished run into a folder to give away"),
     "curves": ("curves", "draws the curves of runs"),
     "tradeoff": ("tradeoff", "draws accuracy against cost, the paper's Figure 4"),
+    "report": ("report", "makes one page of tables, curves, masks and records"),
     "data": ("data", "checks and indexes picture folders; packs and aligns faces"),
     "predict": ("predict", "says what a trained network makes of your own pictures"),
     "selftest": ("selftest", "holds the kernels of this machine against the reference"),
