@@ -53,7 +53,7 @@ class Rows(HTMLParser):
         assert self._open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self._name and self._open[-1] == "td":
+        if self._name and self._open[-1:] == ["td"]:
             self.rows[self._name][-1][-1] += data
 
 

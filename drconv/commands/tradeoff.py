@@ -73,9 +73,9 @@ def draw_tradeoff(title: str, lines: list[Line]) -> str | None:
     """
     series: dict[tuple[str, str], list[Line]] = {}
     for line in lines:
-        kind = kind_of(line.row)
-        if kind and not line.changes and line.multiply_adds and (line.ours is not None or line.paper is not None):
-            series.setdefault(kind, []).append(line)
+        found = kind_of(line.row)
+        if found and not line.changes and line.multiply_adds and (line.ours is not None or line.paper is not None):
+            series.setdefault(found, []).append(line)
     curves, labels = [], []
     for number, ((network, kind), members) in enumerate(series.items()):
         labels.append(f"{network}, {kind}")

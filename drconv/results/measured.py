@@ -34,7 +34,7 @@ def measured_table(sources: Sources) -> Table:
         )
         costs = " and ".join(f"{(line.multiply_adds or 0) / 1e6:.1f}M" for line in (plain, ours))
         rows.append([f"{entry['title']}: {ours.metric}", *map(_number, (plain, rival, ours)), paired, costs])
-    empty = [["nothing yet", *[EMPTY] * (len(HEADER) - 1)]]
+    empty: list[list[Any]] = [["nothing yet", *[EMPTY] * (len(HEADER) - 1)]]
     return Table("What was measured here, in percent, mean and spread over the seeds", HEADER, rows or empty)
 
 

@@ -60,7 +60,8 @@ network = drconv_models.load_model("{folder}")  # in evaluation mode; network.co
 
 
 def _reached(record: Record) -> str:
-    rows = [f"| {name} | {value:.4g} |" for name, value in record.content["metrics"].items() if name != record.metric]
+    others = {name: value for name, value in record.content["metrics"].items() if name != record.metric}
+    rows = [f"| {name} | {'-' if value is None else format(value, '.4g')} |" for name, value in others.items()]
     weights = {"last": "the last checkpoint"}.get(record.content["weights"], "averaged weights")
     lines = ["| metric | value |", "| --- | --- |", f"| **{record.metric}** | **{record.value:.2f}** |", *rows]
     return "\n".join([*lines, "", f"Of {weights}, seed {record.seed}. One run says nothing about the spread."])
