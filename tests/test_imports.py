@@ -54,6 +54,11 @@ ALLOWED = {  # part of drconv: parts it may import from, besides itself, config 
     "distributed": {"world"},
     "world": set(),
     "console": set(),
+    "arguments": {"messages", "migrations"},
+    "help": {"config_check", "messages"},
+    "pool": set(),
+    "run_status": {"files", "tasks"},
+    "outcomes": {"files", "messages", "tasks"},
     "config_ranges": set(),
     "config_detection": set(),
     "stored_yaml": {"files"},
@@ -71,8 +76,8 @@ ALLOWED = {  # part of drconv: parts it may import from, besides itself, config 
     "messages": {"paths"},
     "identity": set(),
     "planted": {"nn"},
-    "compose": {"config_check", "identity", "migrations", "stored_yaml"},
-    "cli": {"compose", "messages", "migrations"},
+    "compose": {"arguments", "config_check", "identity", "migrations", "stored_yaml"},
+    "cli": {"arguments", "compose", "console", "help", "messages", "outcomes"},
     "engine": {
         *(
             "compose",
@@ -85,8 +90,10 @@ ALLOWED = {  # part of drconv: parts it may import from, besides itself, config 
             "interfaces",
             "messages",
             "migrations",
+            "outcomes",
+            "run_status",
         ),
-        *("nn", "results", "tasks", "weights", "world"),
+        *("nn", "paths", "results", "tasks", "weights", "world"),
     },
 }
 

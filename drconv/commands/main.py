@@ -6,7 +6,9 @@ import sys
 
 # Module of drconv.commands, and what the command does; imported on use, since torch takes seconds.
 COMMANDS = {
-    "train": ("train", "trains one network, or a sweep"),
+    "train": ("train", "trains one network, or several in order (-m)"),
+    "sweep": ("sweep", "trains many networks on a pool of devices"),
+    "status": ("status", "lists runs: state, step, speed, loss, time left"),
     "eval": ("evaluate", "evaluates saved weights"),
     "tables": ("tables", "records finished runs and makes the tables, the paper's numbers beside ours"),
     "cost": ("cost", "counts multiply-adds and parameters"),
