@@ -6,7 +6,9 @@ from torch import nn
 
 from drconv.config import Config
 from drconv.data import prepare
-from drconv.figures.masks import choose_masks, compute_masks, draw_figure
+from drconv.figures.canvas import as_image
+from drconv.figures.mask_figure import draw_figure
+from drconv.figures.masks import choose_masks, compute_masks
 from drconv.figures.overlay import captioned
 from drconv.interfaces import Dataset
 
@@ -34,5 +36,6 @@ def example_pictures(config: Config, network: nn.Module, dataset: Dataset) -> di
     texts = [f"{names[found]} ({names[sample['label']]})" for found, sample in zip(likeliest, samples, strict=True)]
     shown = {"val/predictions": captioned(pictures, texts, CELL)}
     if config.model.conv == "drconv":
-        shown["val/masks"] = draw_figure(pictures, choose_masks(compute_masks(network, images), []), CELL)
+        masks = choose_masks(compute_masks(network, images), [])
+        shown["val/masks"] = as_image(*draw_figure(list(pictures), masks, CELL))
     return shown

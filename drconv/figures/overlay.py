@@ -3,24 +3,24 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor, nn
 
-from drconv.figures.masks import BLACK, GAP, LINE, TEXT_SIZE, WHITE, choose_masks, compute_masks, paint_mask
+from drconv.figures.canvas import Item, Pixels, Text, as_image
+from drconv.figures.mask_figure import GAP, LINE, draw_figure
+from drconv.figures.masks import Mask, choose_masks, compute_masks
 
-OPACITY = 0.5
 SIDE = 224  # pixels of a cell at least
 
 
 def captioned(pictures: Tensor, texts: Sequence[str], size: int) -> Image.Image:
     """Pictures, uint8 (B, 3, S, S), side by side as squares of ``size`` pixels, each with a line of text below it."""
-    sheet = Image.new("RGB", (len(pictures) * (size + GAP) - GAP, size + LINE), WHITE)
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT_SIZE)
+    items: list[Item] = []
     for column, (pixels, text) in enumerate(zip(pictures, texts, strict=True)):
-        cell = Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize((size, size), Image.Resampling.BICUBIC)
-        sheet.paste(cell, (column * (size + GAP), 0))
-        pen.text((column * (size + GAP), size), text, BLACK, font)
-    return sheet
+        left = column * (size + GAP)
+        items.append(Pixels((left, 0, size, size), Image.fromarray(pixels.permute(1, 2, 0).numpy())))
+        items.append(Text(left, size, text))
+    return as_image((len(pictures) * (size + GAP) - GAP, size + LINE), items)
 
 
 class Overlays:
@@ -47,13 +47,7 @@ class Overlays:
         self.guides = [mask.name for mask in masks]
         self.folder.mkdir(parents=True, exist_ok=True)
         for row, (name, pixels) in enumerate(zip(names, pictures, strict=True)):
-            picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-            side = max(SIDE, picture.width)
-            picture = picture.resize((side, side), Image.Resampling.BICUBIC)
-            painted = [paint_mask(mask.chosen[row], mask.regions, side) for mask in masks]
-            cells = [picture, *(Image.blend(picture, mask, OPACITY) for mask in painted)]
-            strip = Image.new("RGB", (len(cells) * (side + GAP) - GAP, side), WHITE)
-            for column, cell in enumerate(cells):
-                strip.paste(cell, (column * (side + GAP), 0))
-            strip.save(self.folder / f"{name.replace('/', '_')}.png")
+            own = [Mask(mask.name, mask.regions, [mask.chosen[row]]) for mask in masks]
+            figure = as_image(*draw_figure([pixels], own, max(SIDE, *pixels.shape[1:]), is_overlay=True))
+            figure.save(self.folder / f"{name.replace('/', '_')}.png")
             self.count += 1
