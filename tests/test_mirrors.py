@@ -14,7 +14,7 @@ import train
 from drconv.commands.examples import example_pictures
 from drconv.config import Config
 from drconv.engine.training_log import TrainingLog
-from drconv.figures.masks import GAP
+from drconv.figures.mask_figure import GAP
 from drconv.figures.overlay import captioned
 from drconv.tasks.classification import build_dataset
 

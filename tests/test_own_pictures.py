@@ -121,7 +121,7 @@ def test_broken_pictures_are_named_and_counted(capsys: pytest.CaptureFixture) ->
 
 
 def test_overlays_lie_over_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from drconv.figures.masks import GAP, region_colours
+    from drconv.figures.mask_figure import GAP, LINE, OPACITY, region_colours
     from drconv.nn import DRConv2d
 
     monkeypatch.setenv("DRCONV_KERNEL", "torch")
@@ -129,10 +129,11 @@ def test_overlays_lie_over_the_picture(tmp_path: Path, monkeypatch: pytest.Monke
     pictures = torch.full((1, 3, 8, 8), 100, dtype=torch.uint8)
     Overlays(network, tmp_path / "o", []).draw(["a/b.jpg"], pictures, pictures.float())
     strip = np.asarray(Image.open(tmp_path / "o" / "a_b.jpg.png")).astype(int)
-    assert strip.shape == (224, 2 * 224 + GAP, 3)
-    assert (strip[:, :224] == 100).all()
-    colours = [tuple((np.array(colour) + 100) // 2) for colour in region_colours(2)]
-    assert any(np.abs(strip[:, -224:] - np.array(colour)).max() <= 1 for colour in colours)
+    top, left = GAP + 2 * LINE, 2 * GAP + 224  # of the mask, beside the picture
+    assert (strip[top : top + 224, GAP : GAP + 224] == 100).all()
+    colours = [OPACITY * np.array(colour) + (1 - OPACITY) * 100 for colour in region_colours(2)]
+    laid = strip[top : top + 224, left : left + 224]
+    assert any(np.abs(laid - colour).max() <= 1 for colour in colours)
 
 
 def test_only_a_classifier_is_left_out(tmp_path: Path) -> None:
