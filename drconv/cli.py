@@ -1,7 +1,7 @@
 """The command line: Hydra composes, errors become one line. Imports no torch."""
 
+import inspect
 import os
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +12,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from drconv.compose import typed
+from drconv.arguments import prepare, quote_path
+from drconv.compose import compose_command, typed
 from drconv.config import Config
-from drconv.errors import ConfigError, StoppedError
-from drconv.messages import choices_of, exit_with, one_line
-from drconv.migrations import migrate_override
+from drconv.console import outlast_readers
+from drconv.errors import ConfigError, StoppedError, stopped_by
+from drconv.help import HELP, help_text, wants_help
+from drconv.messages import exit_with, one_line
+from drconv.outcomes import Outcomes, describe_job
 
 NO_EXPERIMENT = "experiment=null"  # the default, which Hydra does not take on a command line
 
@@ -28,8 +31,9 @@ def command(
 ) -> Callable[[], None]:
     """Wraps a function of a validated ``Config`` as a command: ``command(train, CONFIGS)()``.
 
-    The function's return value goes to Hydra's sweeper. In a sweep a failing job is reported and the others run.
-    ``from_run`` may make the configuration from the arguments instead of Hydra.
+    The function's return value goes to Hydra's sweeper. In a sweep a failing job is reported and the others run; it
+    ends with a table of its jobs, and with exit code 1 where one failed. ``from_run`` may make the configuration from
+    the arguments instead of Hydra. ``--help`` begins with the text of the function's module.
     """
 
     reached: list[bool] = []  # whether Hydra has composed: what it raises before is about the command line
@@ -37,34 +41,26 @@ def command(
     @hydra.main(version_base="1.3", config_path=str(config_dir), config_name="train")
     def composed(raw: DictConfig) -> Any:
         reached.append(True)
-        hydra_config = HydraConfig.get()
-        multirun = hydra_config.mode == RunMode.MULTIRUN
-        if multirun and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ConfigError(
-                "-m under torchrun would give every rank its own sweep; use runtime.devices=N without torchrun"
-            )
-        sys.argv[1:] = list(hydra_config.overrides.task)  # one job of a sweep, as its record names it
-        try:
-            return function(typed(raw))
-        except Exception as error:
-            line = one_line(error)
-            if line is None:
-                raise
-            if not multirun or isinstance(error, StoppedError):
-                exit_with(error)  # at once: Hydra would go on with the next job of a sweep
-            print(f"error: {line}", file=sys.stderr, flush=True)
-            raise
+        return run_job(function, raw)
 
     def run() -> None:
+        outlast_readers()
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises the error itself and one_line() words it
         try:
-            given = [argument for argument in sys.argv[1:] if argument != NO_EXPERIMENT]
-            sys.argv[1:] = [expand_glob(migrate_override(argument), config_dir) for argument in given]
-            config = from_run(sys.argv[1:])
-            if config is None:
-                _compose(composed, reached)
-            else:
+            if wants_help(sys.argv[1:]):
+                print(help_of(function, sys.argv[1:], config_dir))
+                return
+            typed = prepare([part for part in sys.argv[1:] if part != NO_EXPERIMENT], config_dir)
+            config = from_run(typed)
+            sys.argv[1:] = map(quote_path, typed)
+            if config is not None:
                 function(config)
+            elif {"-m", "--multirun"} & set(sys.argv[1:]):
+                run_sweep(lambda: _compose(composed, reached))
+            else:
+                _compose(composed, reached)
+        except KeyboardInterrupt:
+            exit_with(stopped_by("SIGINT", ""))
         except Exception as error:
             exit_with(error)
 
@@ -85,18 +81,51 @@ def _compose(composed: Callable[[], Any], reached: list[bool]) -> None:
         ) from None
 
 
-def expand_glob(argument: str, config_dir: Path) -> str:
-    """``experiment=glob(table1/*)`` as a list of choices: Hydra's own glob does not look into nested groups.
+def run_job(function: Callable[[Config], Any], raw: DictConfig) -> Any:
+    """Calls a command's function with a configuration that Hydra composed: the only one, or one of a sweep."""
+    hydra_config = HydraConfig.get()
+    multirun = hydra_config.mode == RunMode.MULTIRUN
+    if multirun and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "-m under torchrun would give every rank its own sweep; use runtime.devices=N without torchrun"
+        )
+    sys.argv[1:] = list(hydra_config.overrides.task)  # one job of a sweep, as its record names it
+    try:
+        with describe_job(int(hydra_config.job.num) if multirun else 0, sys.argv[1:]) as outcome:
+            config = typed(raw)
+            outcome.begin(config)
+            outcome.value = function(config)
+            return outcome.value
+    except Exception as error:
+        line = one_line(error)
+        if line is None:
+            raise
+        if not multirun or isinstance(error, StoppedError):
+            exit_with(error)  # at once: Hydra would go on with the next job of a sweep
+        print(f"error: {line}", file=sys.stderr, flush=True)
+        raise
 
-    Raises:
-        ConfigError: nothing matches.
-    """
-    found = re.fullmatch(r"(\w+)=glob\(([^,()]+)\)", argument)
-    if not found:
-        return argument
-    group, pattern = found.groups()
-    folder = config_dir / group
-    choices = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.glob(f"{pattern}.yaml"))
-    if not choices:
-        raise ConfigError(f"{argument} matches nothing in {folder.name}/; {group}s are {', '.join(choices_of(folder))}")
-    return f"{group}={','.join(choices)}"
+
+def run_sweep(composed: Callable[[], None]) -> None:
+    """Runs Hydra's multirun, and shows its jobs in a table however it ends."""
+    given = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
+    with Outcomes(Path(given.get("outputs", Config.outputs).strip("'")) / "multirun") as outcomes:
+        try:
+            composed()
+        except Exception as error:
+            if one_line(error) not in outcomes.reasons:  # else the job has said it
+                raise
+        finally:
+            outcomes.show()
+        if outcomes.reasons:
+            sys.exit(1)
+
+
+def help_of(function: Callable[..., Any], arguments: list[str], config_dir: Path) -> str:
+    """The help of a command, with the values of the configuration that the other arguments compose, if they do."""
+    others = [argument for argument in arguments if argument not in HELP]
+    try:
+        config = compose_command(prepare(others, config_dir), config_dir, check=False) if others else None
+    except Exception:  # the help is for those whose command does not compose yet
+        config = None
+    return help_text(inspect.getdoc(inspect.getmodule(function)) or "", config_dir, config)

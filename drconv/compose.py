@@ -4,11 +4,13 @@ import hashlib
 from dataclasses import asdict
 from pathlib import Path
 
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from drconv.arguments import quote_path
 from drconv.config import Config
 from drconv.config_check import validate
 from drconv.errors import ConfigError, RunFolderError
@@ -36,6 +38,32 @@ def typed(raw: DictConfig) -> Config:
         config.run = str(Path(config.outputs) / run_name(config))
     validate(config)
     return config
+
+
+def compose_command(overrides: list[str], configs: Path, check: bool = True) -> Config:
+    """The configuration of ``train OVERRIDES``, composed outside of Hydra's own start.
+
+    Args:
+        overrides: as ``drconv.arguments.prepare`` gives them; one job's, no sweep's.
+        configs: the folder of the choices.
+        check: whether the rules across keys are checked and the run's folder is filled in.
+
+    Raises:
+        ConfigError, HydraException: it does not compose.
+    """
+    with initialize_config_dir(str(configs.resolve()), version_base="1.3"):
+        raw = compose("train", [quote_path(override) for override in overrides], return_hydra_config=True)
+    HydraConfig.instance().set_config(raw)  # asked for the choices, and for what was typed
+    try:
+        with open_dict(raw):
+            del raw["hydra"]
+        if check:
+            return typed(raw)
+        config = OmegaConf.to_object(raw)
+        assert isinstance(config, Config)
+        return config
+    finally:
+        HydraConfig.instance().cfg = None
 
 
 def name_experiment(config: Config, chosen: str | None = None) -> None:

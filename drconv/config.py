@@ -48,7 +48,7 @@ class DRConvConfig:
 class CondConvConfig:
     """Options of ``CondConv2d``; used where ``model.conv=condconv``."""
 
-    experts: int = 8
+    experts: int = 8  # number of filters that are mixed for each image
     routing: str = "block"  # block: the convolutions of a block share one routing; own: one routing each
 
 
@@ -65,8 +65,10 @@ class DetectorConfig:
 
 @dataclass
 class ModelConfig:
+    """The network, and the convolution that replaces some of its own."""
+
     name: str = MISSING  # the plain network: shufflenetv2, mobilenetv1, mobilenetv2, ...
-    width: float = 1.0
+    width: float = 1.0  # factor on the channels
     stem: str = "auto"  # imagenet: as published; small: stride 1, no pooling; auto: small up to 64 pixels
     dropout: float | None = None  # before the classifier; null for the network's own rate
     conv: str = "standard"  # standard, drconv, condconv, local, deformable
@@ -82,8 +84,8 @@ class AugmentConfig:
 
     crop: str = "random_resized"  # random_resized; pad: pad by crop_padding and crop; none: resize and centre crop
     crop_scale: list[float] = field(default_factory=lambda: [0.08, 1.0])  # share of the picture's area
-    crop_ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
-    crop_padding: int = 4
+    crop_ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])  # its width over its height
+    crop_padding: int = 4  # crop=pad: pixels on each side
     flip: float = 0.5  # probability of a horizontal flip
     jitter: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # brightness, contrast, saturation
     rotate: float = 0.0  # degrees, either way
@@ -119,11 +121,13 @@ class CocoConfig:
 
 @dataclass
 class DataConfig:
+    """Pictures: where they are and how the network sees them."""
+
     name: str = MISSING  # of pictures: digits, imagefolder, imagenet, generated; of faces: generated_faces,
     # face_folders, ms1mv2; of objects: coco, scenes
-    root: str | None = None
+    root: str | None = None  # folder of the data, for all but embedded and generated ones
     train_split: str = "train"  # folder of the training pictures below root
-    val_split: str = "val"
+    val_split: str = "val"  # folder of the pictures to evaluate on
     num_classes: int | None = None  # null: counted in the data; a number is checked against the data
     image_size: int = 224  # pixels, the side of the square the network sees
     eval_resize: int = 256  # pixels of the shorter side before the centre crop
@@ -133,7 +137,7 @@ class DataConfig:
     mean: list[float] = field(
         default_factory=lambda: [123.675, 116.28, 103.53]
     )  # of pixels in 0..255, in channel_order
-    std: list[float] = field(default_factory=lambda: [58.395, 57.12, 57.375])
+    std: list[float] = field(default_factory=lambda: [58.395, 57.12, 57.375])  # as mean; pixels become (x - mean) / std
     in_memory: bool = False  # pictures of one size are decoded once and kept, for sets such as CIFAR-10
     holdout: float = 0.0  # share of the training set that is cut off and evaluated on instead of val (for choosing)
     max_pixels: int = 67_108_864  # a picture with more is broken; 200 MB once decoded
@@ -155,10 +159,12 @@ class GroupConfig:
 
 @dataclass
 class OptimizerConfig:
+    """SGD."""
+
     lr: float = MISSING  # at the recipe's batch size; never rescaled behind the user's back
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 4e-5
+    momentum: float = 0.9  # share of the last step that is taken again
+    nesterov: bool = False  # true: the gradient is that after the momentum's step
+    weight_decay: float = 4e-5  # pull of the weights towards 0, added to the gradient
     decay: str = "matrices"  # matrices: weights with more than one dimension (the original's rule); all: everything
     guide_lr: float = 1.0  # factor on the learning rate of the guides
     guide_weight_decay: float | None = None  # null for weight_decay
@@ -167,20 +173,26 @@ class OptimizerConfig:
 
 @dataclass
 class ScheduleConfig:
+    """The learning rate over the run."""
+
     name: str = "linear"  # linear (to 0), cosine (to 0), multistep, constant
     milestones: list[int] = field(default_factory=list)  # multistep: steps at which the rate is multiplied by gamma
-    gamma: float = 0.1
-    warmup_steps: int = 0
+    gamma: float = 0.1  # multistep: factor at each milestone
+    warmup_steps: int = 0  # steps at the start in which the rate grows
     warmup_factor: float = 0.0  # the rate's factor at step 0, linear to 1 at warmup_steps
 
 
 @dataclass
 class ClassificationConfig:
-    label_smoothing: float = 0.0
+    """Options of task.name=classification."""
+
+    label_smoothing: float = 0.0  # share of each label that is spread over all classes
 
 
 @dataclass
 class IdentificationConfig:
+    """Options of task.name=identification."""
+
     margin_loss: str = "am_softmax"  # am_softmax, cosface, arcface
     scale: float = 30.0  # on the cosines (D6)
     margin: float = 0.35  # of the cosine; for arcface of the angle, in radians (D6)
@@ -190,7 +202,7 @@ class IdentificationConfig:
 class TaskConfig:
     """What is learned and how it is measured; a task's options lie in the section of its name."""
 
-    name: str = "classification"
+    name: str = "classification"  # classification, identification (faces), detection, or one of task.module
     classification: ClassificationConfig = field(default_factory=ClassificationConfig)
     identification: IdentificationConfig = field(default_factory=IdentificationConfig)
     module: str | None = None  # Python module that registers a task from outside the package
@@ -199,29 +211,34 @@ class TaskConfig:
 
 @dataclass
 class RecipeConfig:
-    name: str = MISSING
+    """Length, batch, optimiser and schedule."""
+
+    name: str = MISSING  # as the run's first lines call it
     note: str | None = None  # one line printed when the run starts
     steps: int | None = None  # length of the run; give steps or epochs
-    epochs: float | None = None
+    epochs: float | None = None  # passes over the training pictures, instead of steps
     batch_size: int = MISSING  # of one step over all devices, accumulation included
     eval_batch_size: int = 200  # per device
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    clip_norm: float | None = None
-    ema_decay: float | None = None
+    freeze: list[str] = field(default_factory=list)  # patterns of parameters that do not learn, as network.stage2.*
+    clip_norm: float | None = None  # longest gradient; null: not cut
+    ema_decay: float | None = None  # averaged weights with this decay a step are kept and reported; null: none
     bn_reestimation_steps: int = 0  # training batches over which BN statistics are averaged again at the end
 
 
 @dataclass
 class RuntimeConfig:
+    """Where and how fast a run computes."""
+
     device: str = "auto"  # auto, cpu, cuda
     devices: int = 1  # ranks on this machine
     accumulate: int = 1  # micro-batches per step; the global batch stays the same
     precision: str = "fp32"  # fp32, bf16, fp16
-    channels_last: bool = True
-    compile: bool = False
-    sync_bn: bool = False
-    deterministic: bool = False
+    channels_last: bool = True  # memory format of pictures and filters; the faster one
+    compile: bool = False  # torch.compile; needs logging.region_usage=false with DRConv
+    sync_bn: bool = False  # batch norms over all devices
+    deterministic: bool = False  # the same bits again on a GPU, slower
     workers: int = 2  # loader processes per device
     threads: int | None = None  # CPU threads per rank; null: cores / devices
     kernel: str | None = None  # reference, torch, cpu, triton; null: chosen for the device
@@ -231,12 +248,15 @@ class RuntimeConfig:
 
 @dataclass
 class LoggingConfig:
+    """What a run says and keeps."""
+
     every: int = 50  # steps between progress lines and metrics.jsonl entries
     eval_every: int | None = None  # steps; null: at the end only
     checkpoint_every: int = 1000  # steps between resume states
     region_usage: bool = True  # log what guides and generators do: usage, spreads, scale range, gradient norms by part
     wandb: str = "auto"  # auto: online with a key, offline without; online, offline, disabled
-    project: str = "drconv"
+    project: str = "drconv"  # of W&B
+    tensorboard: bool = False  # the same numbers below the run's tensorboard/; pip install 'drconv[tensorboard]'
 
 
 @dataclass
@@ -256,6 +276,8 @@ class ExperimentConfig:
 
 @dataclass
 class Config:
+    """A run."""
+
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -263,7 +285,7 @@ class Config:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
-    seed: int = 0
+    seed: int = 0  # of first weights, order, augmentation and dropout
     overwrite: bool = False  # redo a finished run, or one that does not fit; one that was stopped continues
     weights: str | None = None  # safetensors file: training starts from it, eval.py evaluates it
     backbone: str | None = None  # weights file: training starts from those tensors that fit, and lists the others

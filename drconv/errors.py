@@ -60,3 +60,16 @@ class NonFiniteLossError(UserError):
 
 class StoppedError(UserError):
     """The run was asked to stop and saved its state."""
+
+    exit_code = 143  # as of a process that SIGTERM ends, which schedulers look for
+
+
+class InterruptedRunError(StoppedError):
+    """The same by Ctrl-C."""
+
+    exit_code = 130  # as of a process that SIGINT ends, which shells look for
+
+
+def stopped_by(name: str, text: str) -> StoppedError:
+    """The error of a run that a signal stopped: ``stopped by SIGINT`` and the text."""
+    return (InterruptedRunError if name == "SIGINT" else StoppedError)(f"stopped by {name}{text}")

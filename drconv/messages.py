@@ -22,13 +22,13 @@ DISK_ERRORS = (
 
 
 def exit_with(error: Exception) -> NoReturn:
-    """Prints a user's error as one line and leaves with code 1 (143 after a stop); other errors keep their trace."""
+    """Prints a user's error as one line and leaves with code 1, or 143 or 130 after a stop; others keep their trace."""
     line = one_line(error)
     if line is None:
         raise error
     sys.stdout.flush()
     print(f"error: {line}", file=sys.stderr, flush=True)
-    sys.exit(143 if isinstance(error, StoppedError) else 1)
+    sys.exit(error.exit_code if isinstance(error, StoppedError) else 1)
 
 
 def one_line(error: BaseException) -> str | None:
@@ -42,7 +42,7 @@ def _worded(error: BaseException) -> str | None:
     if isinstance(error, UserError) or (isinstance(error, FileNotFoundError) and error.errno is None):
         return str(error)  # a FileNotFoundError without a number is one of ours, with the expected tree
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        return _missing_choice(str(error.missing_cfg_file))
+        return _missing_choice(str(error.missing_cfg_file), list(error.options or []))
     if isinstance(error, ConfigCompositionException | OmegaConfBaseException):
         return _wrong_key(error)
     if isinstance(error, HydraException):
@@ -67,11 +67,17 @@ def schema_keys(schema: type = Config, prefix: str = "") -> list[str]:
     return keys
 
 
-def _missing_choice(path: str) -> str:
+def _missing_choice(path: str, found: list[str]) -> str:
+    """The choices near to one that is missing, or all; those of Hydra's own groups are the ones that it found."""
     group, _, name = path.removesuffix(".yaml").partition("/")
+    if group == "hydra":
+        own, _, name = name.partition("/")
+        plugin = f"; is the package hydra-{name}-{own} installed?" if own in ("launcher", "sweeper") else ""
+        return f"hydra/{own}={name} is not known; there are {', '.join(sorted(found)) or 'none'}{plugin}"
     options = choices_of(CONFIGS / group)
     near = difflib.get_close_matches(name, options, n=3, cutoff=0.4)
-    return f"{group}={name} is not known; near: {', '.join(near) or 'none'}; all: {', '.join(sorted(options))}"
+    hint = f"near: {', '.join(near)}" if near else f"there are {', '.join(options)}"
+    return f"{group}={name} is not known; {hint}"
 
 
 def _wrong_key(error: Exception) -> str:

@@ -66,6 +66,32 @@ def load_weights(path: Path, network: nn.Module) -> None:
     network.load_state_dict(tensors)
 
 
+def load_start(path: Path, network: nn.Module, num_outputs: int | None) -> LoadReport:
+    """Loads weights to train on from; those of a classifier for another number of classes are left out.
+
+    Args:
+        path: safetensors file.
+        network: whose classifier stays at its own start where it does not fit.
+        num_outputs: classes of the network; None where it has none.
+
+    Raises:
+        WeightsError: more than the classifier differs, or the file is damaged.
+    """
+    tensors, own = read_tensors(path), network.state_dict()
+    misfits = [name for name in own if name in tensors and tensors[name].shape != own[name].shape]
+    layers = {name.rpartition(".")[0] for name in misfits}
+    trained = len(output_names(path))
+    shares = {tensors[name].numel() / own[name].numel() for name in misfits}  # of outputs, there over here
+    expected = {trained / num_outputs} if trained and num_outputs else shares
+    if num_outputs and len(layers) == 1 and len(shares) == 1 and shares == expected:
+        kept = {name: _misfit(own[name], tensors.pop(name)) for name in misfits}
+        if own.keys() - kept.keys() == tensors.keys():
+            network.load_state_dict(tensors, strict=False)
+            return LoadReport(str(path), list(tensors), kept, [])
+    load_weights(path, network)
+    return LoadReport(str(path), list(own), {}, [])
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file.
 

@@ -9,6 +9,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
+from .classifier import Classifier, halve_strides, levels
 from .shufflenetv2 import split_shuffled
 
 STEM = 16
@@ -86,7 +87,7 @@ class DetNASBackbone(nn.Module):
         return maps
 
 
-class DetNAS(nn.Module):
+class DetNAS(Classifier):
     """The classifier: pictures (B, 3, H, W) to logits (B, num_classes). 321.2M multiply-adds at 224 pixels.
 
     Args:
@@ -101,12 +102,14 @@ class DetNAS(nn.Module):
         self.head = nn.Sequential(conv, nn.BatchNorm2d(LAST), nn.ReLU(inplace=True))
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(LAST, num_classes)
+        self.num_classes, self.num_features = num_classes, LAST
+        names = ["body.stem", *(f"body.stages.{stage}" for stage in range(len(CHANNELS)))]
+        self.feature_info = levels(names, [STEM, *CHANNELS], [2, 4, 8, 16, 32])
         self.replaceable_layers = [f"body.{name}" for name in self.body.replaceable_layers]
         initialise(self)
 
-    def forward(self, x: Tensor) -> Tensor:
-        # Dropout of whole channels before the pooling is dropout of their means.
-        return self.fc(self.dropout(self.head(self.body(x)["3"]).mean((2, 3))))
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x)["3"])  # the authors drop its channels; ours drops their means, which is the same
 
 
 def initialise(network: nn.Module) -> None:
@@ -136,6 +139,7 @@ def build_detnas(
     network = DetNAS(num_classes, 0.2 if dropout is None else dropout)
     if small_stem:
         network.body.stem[0].stride = (1, 1)  # type: ignore[assignment]
+        halve_strides(network)
     return network
 
 

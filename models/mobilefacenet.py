@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from .classifier import Classifier, check_pool, levels
+
 # Expansion, channels, number of blocks and stride of the first block of each group of bottlenecks.
 GROUPS = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1))
 
@@ -32,12 +34,16 @@ class Bottleneck(nn.Module):
         return x + self.main(x) if self.shortcut else self.main(x)
 
 
-class MobileFaceNet(nn.Module):
+class MobileFaceNet(Classifier):
     """MobileFaceNet: pictures (B, 3, 112, 96) to embeddings (B, 128), not normalised.
+
+    To timm the embedding is its classifier, ``num_classes`` counts its numbers, and the filters of the whole map are
+    its pooling.
 
     ``replaceable_layers`` names the thirty 1x1 convolutions of the bottlenecks (D3).
     """
 
+    classifier_name = "embedding.2"
     input_size = (112, 96)  # rows, columns
 
     def __init__(self, embedding: int = 128) -> None:
@@ -52,7 +58,9 @@ class MobileFaceNet(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Sequential(*_conv(channels, 512, 1), nn.PReLU(512))
         pool = nn.Conv2d(512, 512, (7, 6), groups=512, bias=False)
-        self.embedding_size = embedding
+        self.embedding_size = self.num_classes = embedding
+        self.num_features = 512
+        self.feature_info = levels(["stem", *(f"blocks.{i}" for i in (4, 11, 14))], [64, 64, 128, 128], [2, 4, 8, 16])
         self.embedding = nn.Sequential(pool, nn.BatchNorm2d(512), *_conv(512, embedding, 1))
         self.replaceable_layers = [f"blocks.{i}.main.{j}" for i in range(len(blocks)) for j in (0, 6)]
         for module in self.modules():
@@ -60,8 +68,25 @@ class MobileFaceNet(nn.Module):
                 fan_out = module.out_channels * module.kernel_size[0] * module.kernel_size[1]
                 nn.init.normal_(module.weight, std=(2.0 / fan_out) ** 0.5)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.embedding(self.head(self.blocks(self.stem(x)))).flatten(1)
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.stem(x)))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        pool, norm, *embed = self.embedding
+        if self.global_pool:
+            x = norm(pool(x))
+        if not pre_logits:
+            for layer in embed:
+                x = layer(x)
+        return x.flatten(1) if self.global_pool else x
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replaces the layer of the embedding and its norm; by nothing with 0 numbers."""
+        self.global_pool = check_pool(num_classes, self.global_pool if global_pool is None else global_pool)
+        self.num_classes = self.embedding_size = num_classes
+        layers = _conv(self.num_features, num_classes, 1) if num_classes else [nn.Identity(), nn.Identity()]
+        device = self.stem[0].weight.device
+        self.embedding[2], self.embedding[3] = (layer.to(device) for layer in layers)  # type: ignore[arg-type]
 
 
 def build_mobilefacenet(

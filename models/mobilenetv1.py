@@ -2,6 +2,8 @@
 
 from timm.models.efficientnet import EfficientNet, _gen_mobilenet_v1
 
+from .classifier import halve_strides
+
 
 def build_mobilenetv1(
     width: float = 1.0, num_classes: int = 1000, small_stem: bool = False, dropout: float | None = None
@@ -19,5 +21,6 @@ def build_mobilenetv1(
     network = _gen_mobilenet_v1("mobilenetv1_100", width, num_classes=num_classes, drop_rate=dropout or 0.0)
     if small_stem:
         network.conv_stem.stride = (1, 1)
+        halve_strides(network)
     network.replaceable_layers = [name for name, _ in network.named_modules() if name.endswith(".conv_pw")]
     return network

@@ -5,12 +5,14 @@ Its pointwise convolutions hold most of what it can learn, all of them are repla
 
 from torch import Tensor, nn
 
+from .classifier import Classifier, halve_strides, levels
+
 STEM = 8  # channels
 BLOCKS = ((12, 1), (16, 1), (24, 2), (32, 1))  # output channels and stride of the depthwise convolution
 DIVISOR = 2  # of the channels
 
 
-class ShortMobileNetV1(nn.Module):
+class ShortMobileNetV1(Classifier):
     """Stem of stride 2, four separable blocks, average pooling: pictures (B, 3, H, W) to logits (B, num_classes).
 
     At 32 pixels the blocks work on maps of 16, 16, 8 and 8. ``replaceable_layers`` names the four 1x1 convolutions.
@@ -21,6 +23,8 @@ class ShortMobileNetV1(nn.Module):
         small_stem: stride 1 in the first convolution.
         dropout: rate before the classifier; None for none.
     """
+
+    classifier_name = "classifier"
 
     def __init__(
         self, width: float = 1.0, num_classes: int = 1000, small_stem: bool = False, dropout: float | None = None
@@ -35,13 +39,21 @@ class ShortMobileNetV1(nn.Module):
         self.features = nn.Sequential(*layers)
         self.dropout = nn.Dropout(dropout or 0.0)
         self.classifier = nn.Linear(channels, num_classes)
+        self.num_classes, self.num_features = num_classes, channels
+        widths = [_scale(count, width) for count in (STEM, *(count for count, _ in BLOCKS))]
+        self.feature_info = levels([f"features.{i}" for i in range(len(layers))], widths, [2, 2, 2, 4, 4])
+        if small_stem:
+            halve_strides(self)
         self.replaceable_layers = [f"features.{block}.3" for block in range(1, len(layers))]
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.dropout(self.features(x).mean((2, 3))))
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.features(x)
+
+    def classify(self, x: Tensor) -> Tensor:
+        return self.classifier(self.dropout(x))
 
 
 def _scale(channels: int, width: float) -> int:

@@ -9,6 +9,8 @@ start of a block, and the classifier has no bias. Both agree at width 0.5 up to 
 import torch
 from torch import Tensor, nn
 
+from .classifier import Classifier, levels
+
 # Channels of the stem, of stages 2, 3, 4 and of the last convolution. The authors published 0.5 to 2; 0.25 is
 # half of 0.5 with the last convolution kept, for small experiments in which a network underfits its data.
 CHANNELS: dict[float, tuple[int, ...]] = {
@@ -75,7 +77,7 @@ class ShuffleBlock(nn.Module):
         return torch.cat([self.branch1(passed), self.branch2(used)], dim=1)
 
 
-class ShuffleNetV2(nn.Module):
+class ShuffleNetV2(Classifier):
     """ShuffleNetV2 for pictures (B, 3, H, W), giving logits (B, num_classes).
 
     ``replaceable_layers`` names the two 1x1 convolutions of every main branch, which the paper replaces (D3).
@@ -108,6 +110,10 @@ class ShuffleNetV2(nn.Module):
         self.conv5 = nn.Sequential(*_pointwise(stages[2], last))
         self.dropout = nn.Dropout((0.2 if width == 2.0 else 0.0) if dropout is None else dropout)
         self.fc = nn.Linear(last, num_classes, bias=False)
+        self.num_classes, self.num_features = num_classes, last
+        names = ["conv1", "maxpool", "stage2", "stage3", "stage4"]
+        strides = [1, 1, 2, 4, 8] if small_stem else [2, 4, 8, 16, 32]
+        self.feature_info = levels(names, [stem, stem, *stages], strides)
         self.replaceable_layers = [
             f"stage{stage}.{block}.branch2.{index}"
             for stage, repeats in zip((2, 3, 4), REPEATS, strict=True)
@@ -126,10 +132,9 @@ class ShuffleNetV2(nn.Module):
                 nn.init.constant_(module.bias, 1e-4)
         nn.init.normal_(self.fc.weight, std=0.01)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward_features(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.conv1(x))
-        x = self.conv5(self.stage4(self.stage3(self.stage2(x))))
-        return self.fc(self.dropout(x.mean((2, 3))))
+        return self.conv5(self.stage4(self.stage3(self.stage2(x))))
 
 
 def _stage(in_channels: int, out_channels: int, repeats: int) -> nn.Sequential:

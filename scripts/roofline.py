@@ -22,7 +22,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from drconv import DRConv2d
-from drconv.commands.cost import load_model_config
+from drconv.model_files import load_model_config
 from drconv.nn.cost import image_shape
 from models import create_model
 from scripts.benchmarking.generated import write_block

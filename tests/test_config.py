@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from drconv.cli import expand_glob
+from drconv.arguments import expand_glob
 from drconv.compose import as_yaml
 from drconv.config import Config
 from drconv.config_check import CHOICES, WIDTHS, model_names, steps_of_run, validate, value_of

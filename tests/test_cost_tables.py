@@ -12,10 +12,11 @@ import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
 from drconv import count_cost
-from drconv.commands.cost import FITTING_WIDTHS, NOTES, Row, load_model_config, measure, render, table_rows
+from drconv.commands.cost import FITTING_WIDTHS, NOTES, Row, measure, render, table_rows
+from drconv.model_files import load_model_config
 from drconv.results.costs import cost_problems, read_costs, render_costs
 from drconv.results.experiments import Experiments
-from drconv.results.tables import load_sources
+from drconv.results.sources import load_sources
 from models import create_model
 
 ROOT = Path(__file__).parents[1]

@@ -185,7 +185,7 @@ def test_predictions_of_a_folder(make: Make, tmp_path: Path) -> None:
     Detection(network, config, dataset.facts)
     pictures = sorted((scenes_root() / "val2017").glob("*.jpg"))[:2]
     network.roi_heads.score_thresh = 0.0
-    written = predict(network, config, dataset.facts.output_names, pictures, tmp_path / "out", score=0.0)
+    written, _ = predict(network, config, dataset.facts.output_names, pictures, tmp_path / "out", score=0.0)
     assert [path.name for path in written] == ["000001.png", "000002.png"]
     records = json.loads((tmp_path / "out" / "results.json").read_text())
     assert {record["image_id"] for record in records} == {"000001.jpg", "000002.jpg"}

@@ -45,14 +45,6 @@ def test_drconv_replaces_the_main_branches_and_shares_their_guides() -> None:
     assert not unused
 
 
-def test_timm_knows_it() -> None:
-    timm = pytest.importorskip("timm")
-    import models.timm_registry  # noqa: F401
-
-    assert {"detnas_300m", "drconv_detnas_300m"} <= set(timm.list_models("*detnas*"))
-    assert timm.create_model("detnas_300m", num_classes=7).fc.out_features == 7
-
-
 def test_a_width_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"model.width=1.0, found 0.5"):
         models.create_model(ModelConfig("detnas_300m", 0.5), 10, 224)

@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import re
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,16 +16,16 @@ from omegaconf import open_dict
 
 import train
 from drconv import count_cost
-from drconv.commands.cost import load_model_config
 from drconv.compose import name_experiment, typed
-from drconv.config import Config, DRConvConfig, FacesConfig, ModelConfig
+from drconv.config import Config, DRConvConfig, FacesConfig
 from drconv.config_check import validate
+from drconv.model_files import load_model_config, model_files
 from drconv.nn import PRINTED_FORM, DRConv2d, Guide
 from drconv.results.decisions import find_decisions
 from drconv.results.experiments import Experiments
-from drconv.results.tables import load_sources, make_tables
+from drconv.results.sources import load_sources
+from drconv.results.tables import make_tables
 from models import create_model
-from models.timm_registry import VARIANTS, WIDTHS
 
 ROOT = Path(__file__).parents[1]
 MODELS = sorted(path.stem for path in (ROOT / "configs/model").glob("*.yaml"))
@@ -194,15 +195,21 @@ def test_networks_and_layers_have_the_same_defaults(configs: dict[str, Config]) 
     assert asdict(printed) == options | PRINTED_FORM
 
 
-def test_model_files_say_what_timm_names_say() -> None:
-    for network, widths in WIDTHS.items():
-        for width in widths:
-            spelled = f"{width:g}" if network == "shufflenetv2" else f"{width}"
-            for prefix, (conv, options) in VARIANTS.items():
-                expected = ModelConfig(network, width, conv=conv)
-                for key, value in options.items():
-                    setattr(expected.drconv, key, value)
-                assert load_model_config(f"{prefix}{network}_{spelled}x") == expected
+def test_model_files_are_what_their_names_say() -> None:
+    """A width is written as it is in the name; so is the convolution."""
+    for name in model_files():
+        config = load_model_config(name)
+        if found := re.search(r"_([\d.]+)x$", name):
+            assert config.width == float(found[1])
+        conv = {"drconv": "drconv", "condconv": "condconv", "local": "local", "dk": "deformable"}
+        assert config.conv == conv.get(name.partition("_")[0], "standard")
+        own = {"lite": {"groups": 2}, "released": asdict(released_form())}.get(name.split("_")[1], {})
+        if config.conv == "drconv" and "rcnn" not in name and "fpn" not in name:
+            assert asdict(config.drconv) == asdict(DRConvConfig()) | own
+
+
+def released_form() -> DRConvConfig:
+    return DRConvConfig(generator="experts", filter_sharing=0.0, generator_gradient=1.0)
 
 
 def test_widened_networks_match_drconv(configs: dict[str, Config]) -> None:

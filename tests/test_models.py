@@ -4,14 +4,11 @@ import subprocess
 import sys
 
 import pytest
-import timm
 import torch
 import torchvision
 from torch import Tensor, nn
 
 import models
-import models.timm_registry
-from drconv.commands.cost import load_model_config
 from drconv.config import CondConvConfig, DRConvConfig, ModelConfig
 from drconv.errors import ConfigError
 from models.mobilefacenet import MobileFaceNet
@@ -184,26 +181,6 @@ def test_unknown_network_lists_near_names() -> None:
         models.create_model(ModelConfig("shuflenetv2"), 10, 224)
     with pytest.raises(ConfigError, match=r"model\.width=9"):
         models.create_model(ModelConfig("shufflenetv2", 9.0), 10, 224)
-
-
-def test_timm_builds_the_same_network() -> None:
-    torch.manual_seed(0)
-    theirs = timm.create_model("drconv_shufflenetv2_x0_5", num_classes=5, regions=4)
-    config = ModelConfig("shufflenetv2", 0.5, conv="drconv", drconv=DRConvConfig(regions=4))
-    ours = models.create_model(config, 5, 224)
-    ours.load_state_dict(theirs.state_dict())
-    x = torch.randn(1, 3, 64, 64)
-    torch.testing.assert_close(theirs.eval()(x), ours.eval()(x))
-    assert len(timm.list_models("*drconv*")) == 3 * 13 + 1  # forms, widths, DetNAS
-    with pytest.raises(ValueError, match="no pretrained weights"):
-        timm.create_model("drconv_shufflenetv2_x0_5", pretrained=True)
-
-
-def test_timm_knows_the_rival_with_deformable_kernels() -> None:
-    theirs = timm.create_model("dk_mobilenetv2_x1_0", num_classes=5)
-    ours = models.create_model(load_model_config("dk_mobilenetv2_1.0x"), 5, 224)
-    assert {name: p.shape for name, p in theirs.named_parameters()} == {n: p.shape for n, p in ours.named_parameters()}
-    assert timm.list_models("dk_*") == ["dk_mobilenetv2_x1_0"]
 
 
 def test_import_is_cheap() -> None:

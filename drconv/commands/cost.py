@@ -15,12 +15,12 @@ import os
 from dataclasses import asdict, dataclass
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
 
 from drconv.config import CocoConfig, Config, ModelConfig
 from drconv.config_detection import DETECTORS
 from drconv.files import replace_file
 from drconv.messages import exit_with
+from drconv.model_files import load_model_config
 from drconv.paths import CHECKOUT, CONFIGS, RESULTS
 from drconv.results.costs import Cost, counted_rows, model_hash, render_costs
 from drconv.results.experiments import Experiments, compose_config
@@ -53,23 +53,6 @@ class Row:
     true: float
     parameters: int
     note: str
-
-
-def load_model_config(name: str) -> ModelConfig:
-    """A file of ``configs/model`` under its schema.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
-    path = CONFIGS / "model" / f"{name}.yaml"
-    if not path.is_file():
-        raise FileNotFoundError(f"{name} is not a model; choose one of the files in configs/model")
-    content = OmegaConf.load(path)
-    assert isinstance(content, DictConfig)
-    section = content.get("model", content)  # files of networks for other tasks choose a recipe too
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), section))
-    assert isinstance(config, ModelConfig)
-    return config
 
 
 def count(

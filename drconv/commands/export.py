@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from drconv.commands.masks import load_network
+from drconv.commands.run_pictures import load_network
 from drconv.compose import config_of_run
 from drconv.errors import ConfigError
 from drconv.export import export_onnx, export_package

@@ -6,13 +6,18 @@ import sys
 
 # Module of drconv.commands, and what the command does; imported on use, since torch takes seconds.
 COMMANDS = {
-    "train": ("train", "trains one network, or a sweep"),
+    "train": ("train", "trains one network, or several in order (-m)"),
+    "sweep": ("sweep", "trains many networks on a pool of devices"),
+    "status": ("status", "lists runs: state, step, speed, loss, time left"),
     "eval": ("evaluate", "evaluates saved weights"),
     "tables": ("tables", "records finished runs and makes the tables, the paper's numbers beside ours"),
     "cost": ("cost", "counts multiply-adds and parameters"),
     "masks": ("masks", "draws the regions that a trained network chooses"),
     "export": ("export", "writes a trained network as ONNX, or as a package for C++"),
+    "publish": ("publish", "packs a finished run into a folder to give away"),
     "curves": ("curves", "draws the curves of runs"),
+    "tradeoff": ("tradeoff", "draws accuracy against cost, the paper's Figure 4"),
+    "report": ("report", "makes one page of tables, curves, masks and records"),
     "data": ("data", "checks and indexes picture folders; packs and aligns faces"),
     "predict": ("predict", "says what a trained network makes of your own pictures"),
     "selftest": ("selftest", "holds the kernels of this machine against the reference"),

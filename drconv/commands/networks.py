@@ -21,4 +21,6 @@ def find_package() -> str:
     return "drconv_models"
 
 
-create_model: Callable[..., nn.Module] = importlib.import_module(find_package()).create_model
+_networks = importlib.import_module(find_package())
+create_model: Callable[..., nn.Module] = _networks.create_model
+load_model: Callable[..., nn.Module] = _networks.load_model

@@ -1,5 +1,10 @@
 """What a trained network says about pictures of your own.
 
+Classes: the likeliest ones of each picture, on the screen, and as CSV or JSON; with the regions of DRConv over it.
+
+    drconv predict run=outputs/... images=FOLDER
+    drconv predict run=outputs/... images=dog.jpg --out found.csv --masks overlays
+
 Faces: the nearest pictures of a gallery for each probe, as CSV and as a contact sheet, or the embeddings of a folder.
 
     drconv predict run=outputs/... probe=FOLDER gallery=FOLDER --out matches.csv
@@ -8,12 +13,15 @@ Faces: the nearest pictures of a gallery for each probe, as CSV and as a contact
 Objects: pictures with boxes, masks and scores, and results.json in the official format, in a folder.
 
     drconv predict run=outputs/... images=FOLDER --out found
-    drconv predict run=outputs/... images=FOLDER --out found --guides     # and the regions that the guides choose
+    drconv predict run=outputs/... images=FOLDER --out found --masks regions    # and what the guides choose
 
-Overrides stand beside run= too: data.faces.window=[133,114] where the pictures are not cut like those of training.
+The data of the training need not be there. A picture that does not decode is named, left out and counted. Overrides
+stand beside run= too: data.faces.window=[133,114] where the pictures are not cut like those of training.
 """
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +33,11 @@ from drconv.compose import config_of_run
 from drconv.config import Config
 from drconv.data.decode import read_picture
 from drconv.engine.run_folder import RunFolder
-from drconv.errors import ConfigError
+from drconv.errors import ConfigError, DataError, RunFolderError
 from drconv.figures.guide_overlays import draw_guides
+from drconv.figures.overlay import Overlays
 from drconv.messages import exit_with
+from drconv.tasks.classification import predict as classes
 from drconv.tasks.identification.embedder import (
     Embedder,
     contact_sheet,
@@ -37,7 +47,7 @@ from drconv.tasks.identification.embedder import (
 )
 from drconv.tasks.identification.pictures import SIZE
 from drconv.tasks.identification.rank import Floats, normalise
-from drconv.weights import load_weights
+from drconv.weights import load_weights, output_names
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -52,27 +62,33 @@ def main(arguments: list[str] | None = None) -> None:
 def predict(options: argparse.Namespace) -> None:
     """Calls what the run's task has."""
     folders, settings = split_settings(options.settings)
+    if not any(setting.startswith("data.root=") for setting in settings):
+        settings = [*settings, "data.root=."]  # that of the training may be on another machine
     config = config_of_run(settings)
     if config is None:
         raise ConfigError("give run=<folder> of a finished run")
-    tasks = {"identification": predict_faces, "detection": predict_objects}
+    tasks = {"classification": predict_classes, "identification": predict_faces, "detection": predict_objects}
     if config.task.name not in tasks:
         raise ConfigError(f"runs of task.name={config.task.name} cannot predict here; only {', '.join(tasks)} can")
+    if options.out is None and config.task.name != "classification":
+        raise ConfigError(f"runs of task.name={config.task.name} need --out")
     tasks[config.task.name](config, folders, options)
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="run=, probe=, gallery=, images=, overrides")
-    parser.add_argument("--count", type=int, default=5, help="gallery pictures for each probe")
+    parser.add_argument("--count", type=int, default=5, help="classes of a picture, or gallery pictures of a probe")
     parser.add_argument(
         "--out",
         type=Path,
-        required=True,
-        help=".csv with a gallery (and a .png beside it), else .npz; a folder for images=",
+        help="classes: .csv or .json; faces: .csv with a gallery (and a .png beside it), else .npz; objects: a folder",
     )
     parser.add_argument("--score", type=float, default=0.5, help="lowest score of an object that is drawn")
-    parser.add_argument("--guides", action="store_true", help="draw what the guides of a detector choose, too")
+    parser.add_argument(
+        "--masks", type=Path, metavar="FOLDER", help="classes, objects: the regions over pictures"
+    )
+    parser.add_argument("--guides", nargs="+", default=[], help="patterns of guides; default: one a resolution")
     return parser.parse_args(arguments)
 
 
@@ -86,11 +102,66 @@ def split_settings(settings: list[str]) -> tuple[dict[str, Path], list[str]]:
     return folders, [setting for setting in settings if setting.partition("=")[0] not in folders]
 
 
+def weights_of(config: Config) -> Path:
+    """The weights that a finished run's record counts, or those that ``weights=`` names.
+
+    Raises:
+        RunFolderError: the run is not finished.
+    """
+    folder = RunFolder(Path(str(config.run)))
+    if config.weights:
+        return Path(config.weights)
+    if not folder.result.exists():
+        raise RunFolderError(f"run={config.run} is not finished: no result.json; the training command continues it")
+    return folder.weights(folder.read_result()["weights"])
+
+
+def report_broken(broken: Sequence[str], total: int) -> None:
+    """Names the pictures that were left out.
+
+    Raises:
+        DataError: all of them.
+    """
+    if broken and len(broken) == total:
+        raise DataError(f"none of {total} pictures can be used; {broken[0]}")
+    for line in broken:
+        print(f"skipped: {line}", file=sys.stderr)
+    if broken:
+        print(f"{len(broken)} of {total} pictures were skipped", file=sys.stderr)
+
+
+def predict_classes(config: Config, folders: dict[str, Path], options: argparse.Namespace) -> None:
+    """The likeliest classes of pictures, and overlays of the regions."""
+    if "images" not in folders:
+        raise ConfigError("give images=<picture, or folder of pictures>")
+    if options.out is not None:
+        classes.check_ending(options.out)
+    folder, names = classes.pictures_in(folders["images"])
+    weights = weights_of(config)
+    known = output_names(weights) or [str(index) for index in range(config.data.num_classes or 0)]
+    if not known:
+        raise ConfigError(f"{weights} does not say its classes; give their number as data.num_classes=")
+    network = create_model(config.model, len(known), config.data.image_size)
+    load_weights(weights, network)
+    network.to("cuda" if torch.cuda.is_available() and config.runtime.device != "cpu" else "cpu")
+    overlays = Overlays(network, options.masks, options.guides) if options.masks else None
+    if overlays is None:
+        found, broken = classes.predict(network, config, known, folder, names, options.count)
+    else:
+        found, broken = classes.predict(network, config, known, folder, names, options.count, overlays.draw)
+    report_broken(broken, len(names))
+    for line in classes.as_table(found):
+        print(line)
+    if options.out is not None:
+        classes.write(options.out, found)
+        print(f"{options.out}: {len(found)} pictures")
+    if overlays is not None:
+        print(f"{options.masks}: {overlays.count} pictures of the guides {', '.join(overlays.guides)}")
+
+
 def load_embedder(config: Config) -> Embedder:
     """The network of a finished run."""
-    assert config.run is not None
-    folder = RunFolder(Path(config.run))
-    weights = Path(config.weights) if config.weights else folder.weights(folder.read_result()["weights"])
+    weights = weights_of(config)
     network = create_model(config.model, None, SIZE)
     load_weights(weights, network)
     return Embedder(network, config, weights)
@@ -108,9 +179,9 @@ def predict_faces(config: Config, folders: dict[str, Path], options: argparse.Na
 
     def embedded(folder: Path) -> tuple[list[str], Floats]:
         names = pictures_below(folder)
-        parts = [names[i : i + 64] for i in range(0, len(names), 64)]
-        rows = [embedder.pictures([folder / name for name in part]).cpu().numpy() for part in parts]
-        return names, normalise(np.concatenate(rows), str(folder))
+        known, rows, broken = embedder.decodable(folder, names)
+        report_broken(broken, len(names))
+        return known, normalise(np.concatenate(rows), str(folder))
 
     probes, features = embedded(folders["probe"])
     if not has_gallery:
@@ -128,12 +199,11 @@ def predict_faces(config: Config, folders: dict[str, Path], options: argparse.Na
 
 def load_detector(config: Config) -> tuple[nn.Module, list[str]]:
     """The network of a finished run, with the names of its classes; the data need not be there."""
-    folder = RunFolder(Path(str(config.run)))
-    result = folder.read_result()
-    names = result["data"]["val"]["categories"]
+    weights = weights_of(config)
+    names = RunFolder(Path(str(config.run))).read_result()["data"]["val"]["categories"]
     network = create_model(config.model, len(names), None)
     network.register_buffer("category_ids", torch.zeros(len(names), dtype=torch.int64))
-    load_weights(Path(config.weights) if config.weights else folder.weights(result["weights"]), network)
+    load_weights(weights, network)
     return network, names
 
 
@@ -144,10 +214,14 @@ def predict_objects(config: Config, folders: dict[str, Path], options: argparse.
     if "images" not in folders:
         raise ConfigError("give images=<picture, or folder of pictures>")
     network, names = load_detector(config)
-    pictures = pictures_in(folders["images"])
-    written = predict(network, config, names, pictures, options.out, options.score)
-    for path in pictures if options.guides else ():
-        picture = read_picture(path, max_pixels=config.data.max_pixels, exif=config.data.coco.exif)
-        figure = draw_guides(network.get_submodule("backbone"), as_input(network, config, picture), picture)
-        figure.save(options.out / f"{path.stem}.guides.png")
+    images = pictures_in(folders["images"])
+    written, broken = predict(network, config, names, images, options.out, options.score)
+    report_broken(broken, len(images))
+    if options.masks is not None:
+        options.masks.mkdir(parents=True, exist_ok=True)
+        backbone = network.get_submodule("backbone")
+        for path in (image for image in images if options.out / f"{image.stem}.png" in written):
+            picture = read_picture(path, max_pixels=config.data.max_pixels, exif=config.data.coco.exif)
+            figure = draw_guides(backbone, as_input(network, config, picture), picture, options.guides)
+            figure.save(options.masks / f"{path.stem}.png")
     print(f"{options.out}: {len(written)} pictures, results.json")

@@ -4,6 +4,7 @@
     drconv tables FOLDER ...      # the same with other run folders
     drconv tables check           # changes nothing; fails if a page or a record is not as it should be
     drconv tables check FOLDER    # the same, records compared with the runs and weights in these folders too
+    drconv tables --format latex --output FOLDER    # every table as a file: csv, latex or markdown; records nothing
 
 In a checkout python scripts/tables.py is the same. A run's record and its thinned curve go to results/runs; a record
 that is there is never replaced. The page is results/README.md of the working folder; in a checkout that of the project,
@@ -20,7 +21,9 @@ from drconv.paths import CHECKOUT
 from drconv.results.check import find_problems
 from drconv.results.collect import collect, find_results
 from drconv.results.render import render_pages
-from drconv.results.tables import load_sources, make_tables
+from drconv.results.sources import load_sources
+from drconv.results.tables import make_tables
+from drconv.results.write_tables import FORMATS, write_tables
 
 
 def main() -> int:
@@ -34,6 +37,10 @@ def main() -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Checks, or records and writes; 1 where there is a problem."""
+    if arguments.format:
+        for path in write_tables(load_sources(arguments.root), arguments.format, arguments.output):
+            print(f"written {path}")
+        return 0
     checks = arguments.folders[:1] == ["check"]
     folders = [Path(name) for name in arguments.folders[checks:]] or [arguments.root / "outputs"]
     if checks:
@@ -55,7 +62,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--root", type=Path, default=CHECKOUT or Path(), help="folder of results/; default: the checkout, else here"
     )
-    return parser.parse_args()
+    parser.add_argument("--format", choices=sorted(FORMATS), help="write every table as a file of this format")
+    parser.add_argument("--output", type=Path, help="folder of these files")
+    arguments = parser.parse_args()
+    if (arguments.format is None) != (arguments.output is None):
+        parser.error("--format and --output=FOLDER belong together")
+    return arguments
 
 
 def collect_all(folders: list[Path], runs: Path) -> list[str]:

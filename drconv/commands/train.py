@@ -16,6 +16,7 @@ def train(config: Config) -> float:
 
 def worker(config: Config) -> float:
     """One rank of a run, from data to record."""
+    from drconv.commands.examples import example_pictures
     from drconv.commands.networks import create_model
     from drconv.engine.dry_run import dry_run
     from drconv.engine.run import Run
@@ -30,11 +31,13 @@ def worker(config: Config) -> float:
         facts = data.train.facts
         network = create_model(config.model, facts.num_outputs, facts.input_size)
         task = find_task(config.task)(network, config, facts)
+        run.announce_network(task)
         run.start_from(task)
         if config.runtime.dry_run:
             return dry_run(config, task, data, run.device)
         trainer = Trainer(config, task, data, run.folder, run.device)
         metrics = trainer.fit()
+        trainer.log.show(lambda: example_pictures(config, network, next(iter(data.evaluations.values())).dataset))
         return run.record(trainer, metrics)
 
 

@@ -8,6 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from drconv.config import Config
 from drconv.distributed import all_reduce, world_size
+from drconv.engine.freeze import is_frozen
 from drconv.engine.step import autocast
 from drconv.interfaces import Batch
 
@@ -19,7 +20,8 @@ def reestimate_batchnorm(task: nn.Module, batches: Iterable[Batch], config: Conf
     The ShuffleNet authors' last pass: momentum 1/n at the n-th batch, which is torch's ``momentum=None``. The ranks'
     averages are averaged.
     """
-    layers = [module for module in task.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    norms = [module for module in task.modules() if isinstance(module, _BatchNorm) and not is_frozen(module)]
+    layers = [norm for norm in norms if norm.track_running_stats]
     former = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()

@@ -17,12 +17,13 @@ from drconv.engine.progress import memory_gib
 from drconv.engine.state import TrainState
 from drconv.engine.step import train_step
 from drconv.interfaces import Task
+from drconv.outcomes import Projection
 
 NUM_STEPS = 3
 
 
-def dry_run(config: Config, task: Task[Any], data: Data, device: torch.device) -> float:
-    """Prints cost, speed, memory and projected time; returns the projected seconds."""
+def dry_run(config: Config, task: Task[Any], data: Data, device: torch.device) -> Projection:
+    """Prints speed, memory and projected time; returns the projected seconds."""
     state = TrainState(config, task, device)
     num_steps = steps_of_run(config, len(data.train))
     compute_s = min(_timed_steps(config, state, data, num_steps, device)[1:])
@@ -31,9 +32,8 @@ def dry_run(config: Config, task: Task[Any], data: Data, device: torch.device) -
     passes = 1 + ((num_steps - 1) // config.logging.eval_every if config.logging.eval_every else 0)
     step_s = max(compute_s, loading_s)
     total_s = projected_seconds(config, num_steps, step_s, passes * pass_s)
+    projection = Projection(total_s, distributed.world_size(), memory_gib(device))
     if distributed.is_main():
-        if (cost := state.task.cost()) is not None:
-            print(f"network: {cost.parameters / 1e6:.2f}M parameters, {cost.multiply_adds / 1e6:.1f}M multiply-adds")
         print(
             f"dry run: {config.recipe.batch_size / step_s:.0f} images/s in training; a step computes for "
             f"{compute_s:.3f} s and its data take {loading_s:.3f} s to load; {memory_gib(device):.2f} GiB; "
@@ -41,9 +41,9 @@ def dry_run(config: Config, task: Task[Any], data: Data, device: torch.device) -
         )
         print(
             f"projected for {num_steps} steps and {passes} evaluations on {distributed.world_size()} x {device.type}: "
-            f"{timedelta(seconds=round(total_s))}, {total_s * distributed.world_size() / 3600:.2f} device-hours"
+            f"{timedelta(seconds=round(total_s))}, {projection.device_hours:.2f} device-hours"
         )
-    return total_s
+    return projection
 
 
 def projected_seconds(config: Config, num_steps: int, step_s: float, evaluation_s: float) -> float:

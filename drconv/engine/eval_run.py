@@ -7,7 +7,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from drconv import distributed
-from drconv.compose import as_yaml
 from drconv.config import Config
 from drconv.engine.data import Data
 from drconv.engine.evaluation import evaluate, full_names
@@ -85,8 +84,9 @@ class EvalRun:
     def evaluate(self, task: Task[Any], data: Data) -> dict[str, float]:
         """Loads the weights and evaluates them on all evaluation sets."""
         device = self._ranks.device
-        if distributed.is_main() and self.result is None:
-            print(as_yaml(self.config))
+        if distributed.is_main():
+            evaluated = "; ".join(evaluation.dataset.describe() for evaluation in data.evaluations.values())
+            print(f"data: {evaluated}\nweights: {self.weights}", flush=True)
         self._check_hash()
         load_weights(self.weights, task.network)
         place(task, self.config, device)
@@ -101,15 +101,16 @@ class EvalRun:
         """Prints the metrics, writes them beside the weights and compares them with the training's own record."""
         name, value = headline(self.config, metrics)
         if distributed.is_main():
-            print("  ".join(f"{key} {number!r}" for key, number in metrics.items()))
+            print("  ".join(f"{key} {number:.6g}" for key, number in metrics.items()))
             path = self.weights.with_name(f"{self.weights.stem}.eval.json")
             conditions = circumstances(self._ranks.device, distributed.world_size())
             write_json(path, evaluation_record(self.config, self.weights, metrics, conditions))
             if self.result is not None:
                 recorded = self.result["metrics"].get(name)
                 is_equal = recorded == (value if math.isfinite(value) else None)  # as records have it
-                verdict = "equal to" if is_equal else f"different from the {recorded!r} of"
-                print(f"{name} is {verdict} the training's record; written to {path}")
+                verdict = "equal to" if is_equal else f"{value!r}, different from the {recorded!r} of"
+                print(f"{name} is {verdict} the training's record")
+            print(f"written with the whole configuration to {path}")
         return value
 
     def _check_hash(self) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from drconv.config import Config
 from drconv.console import outlast_readers
 from drconv.engine.run_folder import RunFolder
-from drconv.errors import RunFolderError, StoppedError, UserError
+from drconv.errors import RunFolderError, UserError, stopped_by
 from drconv.messages import one_line
 from drconv.world import STORE, is_started_elsewhere, num_ranks
 
@@ -44,9 +44,8 @@ def launch(worker: Callable[[Config], Any], config: Config) -> Any:
         with _own_handlers(), TemporaryDirectory(prefix="drconv-") as private:
             return _start_and_wait(worker, config, Path(private))
     except SignalException as error:
-        raise StoppedError(
-            f"stopped by {error.sigval.name}; {_what_is_saved(RunFolder(Path(str(config.run))))}"
-        ) from None
+        saved = _what_is_saved(RunFolder(Path(str(config.run))))
+        raise stopped_by(error.sigval.name, f"; {saved}") from None
 
 
 @contextlib.contextmanager

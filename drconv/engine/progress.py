@@ -1,4 +1,4 @@
-"""What a user sees while a run goes on: a log line every N steps and, on a terminal, a live bar."""
+"""What a user sees while a run goes on: a line every N steps, and between them a live bar, or a line now and then."""
 
 import resource
 import sys
@@ -10,6 +10,7 @@ import torch
 BAR_WIDTH = 24
 SHOWN = ("loss", "lr", "images_per_second", "data_wait", "memory_gib")  # at their own place in a line
 BAR_EVERY_S = 0.2
+LINE_EVERY_S = 30.0  # where there is no terminal
 
 
 class Progress:
@@ -20,7 +21,7 @@ class Progress:
         self.batch_size = batch_size
         self.device = device
         self._is_terminal = sys.stdout.isatty()
-        self._last_bar = 0.0
+        self._last_shown = time.perf_counter()
         self._mark(start_step)
         self._first = (start_step, time.perf_counter())
 
@@ -62,15 +63,32 @@ class Progress:
         if self._is_terminal:
             text = f"\r\033[K{text}"
         print(text, flush=True)
+        self._last_shown = time.perf_counter()
 
     def bar(self, step: int) -> None:
-        """Redraws the live bar, on terminals only."""
-        if not self._is_terminal or time.perf_counter() - self._last_bar < BAR_EVERY_S:
+        """Shows how far the steps are and how fast: a bar on terminals, elsewhere a line where there was none."""
+        if not self._is_due():
             return
-        self._last_bar = time.perf_counter()
-        filled = BAR_WIDTH * step // self.num_steps
+        seconds = max(time.perf_counter() - self._first[1], 1e-9)
+        speed = (step - self._first[0]) * self.batch_size / seconds
         left = timedelta(seconds=round(self.seconds_left(step)))
-        print(f"\r\033[K[{'#' * filled:{BAR_WIDTH}}] {step}/{self.num_steps}  left {left}", end="", flush=True)
+        self._show(step, self.num_steps, f"{speed:.0f} images/s  left {left}", "step")
+
+    def evaluation_bar(self, batch: int, num_batches: int) -> None:
+        """The same for the batches of an evaluation."""
+        if self._is_due():
+            self._show(min(batch, num_batches), num_batches, "", "evaluation batch")
+
+    def _is_due(self) -> bool:
+        return time.perf_counter() - self._last_shown >= (BAR_EVERY_S if self._is_terminal else LINE_EVERY_S)
+
+    def _show(self, done: int, total: int, text: str, unit: str) -> None:
+        if self._is_terminal:
+            bar = "#" * (BAR_WIDTH * done // max(total, 1))
+            print(f"\r\033[K[{bar:{BAR_WIDTH}}] {unit} {done}/{total}  {text}".rstrip(), end="", flush=True)
+        else:
+            print(f"{unit} {done}/{total}  {text}".rstrip(), flush=True)
+        self._last_shown = time.perf_counter()
 
 
 def memory_gib(device: torch.device) -> float:

@@ -9,8 +9,8 @@ from drconv.config import Config
 from drconv.engine.data import Data
 from drconv.engine.launch import threads_per_rank
 from drconv.errors import ConfigError
-from drconv.results.make_record import headline_name
 from drconv.tasks import find_task
+from drconv.tasks.registry import headline_name
 
 KERNEL = "DRCONV_KERNEL"
 
@@ -37,7 +37,7 @@ class Ranks:
     def load_data(self) -> Data:
         """The data sets of the task; raises a ConfigError where none is for the headline metric."""
         self._data = Data(self.config, find_task(self.config.task))
-        name, sets = headline_name(self.config), self._data.evaluations
+        name, sets = headline_name(self.config.task, self.config.experiment.metric), self._data.evaluations
         if name.partition("/")[0] not in sets:
             raise ConfigError(
                 f"{name}, which the run is for, is never computed: its evaluation sets are {', '.join(sets)}; change "

@@ -8,17 +8,20 @@ from typing import Any, Self
 import torch
 
 from drconv import distributed
-from drconv.compose import as_yaml
 from drconv.config import Config
 from drconv.config_check import length_warnings, steps_of_run
 from drconv.engine.data import Data
+from drconv.engine.next_steps import next_lines
 from drconv.engine.ranks import Ranks
 from drconv.engine.run_folder import RunFolder
 from drconv.engine.trainer import Trainer
+from drconv.errors import StoppedError
 from drconv.interfaces import Task
-from drconv.nn.cost import NetworkCost
+from drconv.messages import one_line
+from drconv.nn.cost import NetworkCost, count_parameters
 from drconv.results.make_record import circumstances, headline, run_record, write_json
-from drconv.weights import OUTPUT_NAMES, load_weights, save_weights
+from drconv.run_status import FAILED, FINISHED, STOPPED, note_end
+from drconv.weights import OUTPUT_NAMES, load_start, save_weights
 
 COSTS = ("parameters", "multiply_adds", "paper_multiply_adds")
 
@@ -44,7 +47,7 @@ class Run:
             if not self.config.runtime.dry_run:
                 self._open_folder()
         except BaseException:
-            self.__exit__(None, None, None)
+            self._leave()
             raise
         return self
 
@@ -52,8 +55,20 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ranks.close_data()
+        self._note_end(error)
+        self._leave()
+
+    def _leave(self) -> None:
         self.folder.close()
         self._ranks.leave()
+
+    def _note_end(self, error: BaseException | None) -> None:
+        """How a run that was begun ended, for ``drconv status``."""
+        if not self.folder.is_owned or self.finished is not None:
+            return
+        stopped = isinstance(error, StoppedError | KeyboardInterrupt)
+        state = FINISHED if error is None else STOPPED if stopped else FAILED
+        note_end(self.folder.path, state, "" if error is None else one_line(error) or repr(error))
 
     def load_data(self) -> Data:
         """The data sets of the run's task; their loader processes end with the run."""
@@ -69,7 +84,7 @@ class Run:
             print(f"{self.folder.path} holds this run, finished: {name} {value:.4g}; overwrite=true runs it again")
 
     def announce(self, data: Data) -> None:
-        """The first lines of a run: data, recipe, configuration."""
+        """The first lines of a run: data, recipe, folder, and where the whole configuration lies."""
         if not distributed.is_main():
             return
         config = self.config
@@ -86,19 +101,28 @@ class Run:
         for warning in length_warnings(config, steps):
             print(f"warning: {warning}")
         if not config.runtime.dry_run:
-            print(f"folder: {self.folder.path}")
-        print(as_yaml(config), flush=True)
+            print(f"folder: {self.folder.path}, with the whole configuration in config.yaml", flush=True)
+
+    def announce_network(self, task: Task[Any]) -> None:
+        """The network with its cost, on the line below those of ``announce``."""
+        if distributed.is_main():
+            model, cost = self.config.model, _cost(task)
+            parts = [f"{model.name} {model.width:g}x", *([] if model.conv == "standard" else [f"with {model.conv}"])]
+            text = f"network: {' '.join(parts)}, {count_parameters(task.network) / 1e6:.2f}M parameters"
+            if cost is not None:
+                text += f", {cost.multiply_adds / 1e6:.1f}M multiply-adds at {cost.input_size[1]}x{cost.input_size[2]}"
+            print(text, flush=True)
 
     def start_from(self, task: Task[Any]) -> None:
-        """Loads ``weights=``, which must fit, or ``backbone=``, whose report is printed and recorded."""
+        """Loads ``weights=`` (all but a classifier for other classes) or ``backbone=`` (what fits); says what not."""
         config = self.config
         if config.weights is not None:
-            load_weights(Path(config.weights), task.network)
-            self.start = f"weights: {config.weights}"
+            report = load_start(Path(config.weights), task.network, task.facts.num_outputs)
+            self.start = f"weights: {report if report.kept else config.weights}"
         if config.backbone is not None:
             self.start = f"backbone: {task.load_backbone(Path(config.backbone))}"
-            if distributed.is_main():
-                print(self.start)
+        if self.start is not None and distributed.is_main():
+            print(self.start)
 
     def record(self, trainer: Trainer, metrics: dict[str, dict[str, float]]) -> float:
         """Saves the weights and the record; returns the headline metric."""
@@ -107,7 +131,9 @@ class Run:
         if distributed.is_main():
             if not math.isfinite(value):
                 print(f"warning: {name} is not finite, so that no table can show this run")
-            print(f"{name} {value:.4g} after {result['steps']} steps; record: {self.folder.result}", flush=True)
+            print(f"{name} {value:.4g} after {result['steps']} steps; record: {self.folder.result}")
+            for line in next_lines(self.config, value):
+                print(line, flush=True)
         trainer.log.close(result["metrics"])
         return value
 

@@ -129,6 +129,11 @@ class RunFolder:
             os.close(self._lock)
             self._lock = None
 
+    @property
+    def is_owned(self) -> bool:
+        """Whether this process holds the folder, and nobody has removed the lock."""
+        return self._lock is not None and self._holds_the_path()
+
     def check_owned(self) -> None:
         """Before each write: whoever has lost the lock stops.
 

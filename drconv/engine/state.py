@@ -9,6 +9,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from drconv import distributed
 from drconv.config import Config
+from drconv.engine.freeze import freeze
 from drconv.engine.optimizer import build_optimizer
 from drconv.engine.sharding import Sharding
 from drconv.interfaces import Task
@@ -27,6 +28,7 @@ class TrainState:
         place(task, config, device)
         if config.runtime.sync_bn and distributed.world_size() > 1:
             task = _synchronise_batchnorm(task)
+        freeze(task, config.recipe.freeze)
         self.step = 0
         self.elapsed_s = 0.0
         self.task = task

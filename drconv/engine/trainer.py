@@ -22,10 +22,12 @@ from drconv.engine.signals import StopSignals
 from drconv.engine.state import TrainState
 from drconv.engine.step import StepLog, base_lr, train_step
 from drconv.engine.training_log import TrainingLog
-from drconv.errors import ConfigError, NonFiniteLossError, RunFolderError, StoppedError, of_lost_loader
+from drconv.errors import ConfigError, NonFiniteLossError, RunFolderError, of_lost_loader, stopped_by
 from drconv.identity import select_binding
 from drconv.interfaces import Batch, Task
 from drconv.results import provenance
+from drconv.run_status import note_start
+from drconv.tasks.registry import headline_name
 
 SETTLED_STEPS = 100  # after which running averages of momentum 0.1 have forgotten their start
 FIRST_LOSS_TOLERANCE = 0.2  # share of the expected first loss within which the first one should lie
@@ -51,6 +53,9 @@ class Trainer:
         self._note_commit()
         evaluates_first = self._evaluation_due or self.state.step == self.num_steps
         self.log.open(folder, self.state.step, evaluates_first)
+        if distributed.is_main():
+            headline = headline_name(config.task, config.experiment.metric)
+            note_start(folder.path, self.num_steps, config.recipe.batch_size, config.logging.every, headline)
 
     def fit(self) -> dict[str, dict[str, float]]:
         """Runs the remaining steps and the final evaluation; ends the W&B run if that fails.
@@ -70,9 +75,9 @@ class Trainer:
         except BaseException as error:
             self.log.close({}, exit_code=1)
             if of_lost_loader(error) and self._signals.received is not None:
-                raise StoppedError(  # loader processes that outlive SIGTERM by half a minute end by themselves
-                    f"stopped by {self._signals.received.name} while waiting for a batch; the last state saved is "
-                    f"kept, the same command continues"
+                raise stopped_by(  # loader processes that outlive SIGTERM by half a minute end by themselves
+                    self._signals.received.name,
+                    " while waiting for a batch; the last state saved is kept, the same command continues",
                 ) from None
             raise
 
@@ -153,6 +158,8 @@ class Trainer:
         """Passes batches on, and looks for a signal after each of the first ``shared``, which every rank has."""
         for number, batch in enumerate(batches):
             yield batch
+            if distributed.is_main():
+                self.log.progress.evaluation_bar(number + 1, shared)
             if number < shared and self._signals.should_stop():
                 self._stop()
 
@@ -233,7 +240,7 @@ class Trainer:
         if self.state.step < self.num_steps:  # the state after the last step is saved before the final evaluation
             self.save()
         reason = self._signals.received.name if self._signals.received else "a signal"
-        raise StoppedError(f"stopped by {reason} after step {self.state.step}; the same command continues")
+        raise stopped_by(reason, f" after step {self.state.step}; the same command continues")
 
     def _check_finite(self) -> None:
         """Looked at before anything is logged or saved, so that no step waits for it."""

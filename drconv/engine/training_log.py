@@ -1,9 +1,11 @@
 """What a training run says and keeps of its steps: means over intervals, log lines, ``metrics.jsonl``, its mirror."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from drconv import distributed
@@ -13,6 +15,7 @@ from drconv.engine.metrics_log import MetricsLog
 from drconv.engine.progress import Progress
 from drconv.engine.run_folder import RunFolder
 from drconv.engine.step import StepLog
+from drconv.engine.tensorboard_mirror import TensorBoardMirror
 from drconv.engine.wandb_mirror import WandbMirror
 
 
@@ -37,7 +40,7 @@ class TrainingLog:
         self._saved_file: dict[str, Any] | None = None
         self._first_bad = torch.full((), math.inf, device=device)  # first step whose loss was not finite
         self._file: MetricsLog | None = None
-        self._mirror: WandbMirror | None = None
+        self._mirrors: list[WandbMirror | TensorBoardMirror] = []
 
     def open(self, folder: RunFolder, step: int, evaluates_first: bool) -> None:
         """Begins to write, at the step that the run continues with."""
@@ -45,7 +48,9 @@ class TrainingLog:
         self.progress = Progress(self.num_steps, step, self.config.recipe.batch_size, self.device)
         if distributed.is_main():
             self._file = MetricsLog(folder.metrics, self._saved_file, step, evaluates_first)
-            self._mirror = WandbMirror(self.config, folder.path)
+            self._mirrors = [WandbMirror(self.config, folder.path)]
+            if self.config.logging.tensorboard:
+                self._mirrors.append(TensorBoardMirror(folder.path, step))
             if self._file.is_damaged:
                 self.damaged_at.append(step)
                 self.progress.say(
@@ -53,9 +58,14 @@ class TrainingLog:
                 )
 
     def close(self, summary: dict[str, Any], exit_code: int = 0) -> None:
-        """Ends the W&B run."""
-        if self._mirror is not None:
-            self._mirror.finish(summary, exit_code)
+        """Ends the mirrors."""
+        for mirror in self._mirrors:
+            mirror.finish(summary, exit_code)
+
+    def show(self, make: Callable[[], dict[str, Image]]) -> None:
+        """Gives pictures to the mirrors; without any, none is made."""
+        for mirror in self._mirrors:
+            mirror.show(self.num_steps, make)
 
     def add(self, step: int, logged: StepLog) -> None:
         """Takes in the step that led to ``step``; nothing waits for the device."""
@@ -86,10 +96,11 @@ class TrainingLog:
 
     def record(self, split: str, step: int, entry: dict[str, Any]) -> None:
         """Writes an entry on rank 0: the file first, then its mirror."""
-        if self._file is not None and self._mirror is not None:
+        if self._file is not None:
             self._folder.check_owned()
             self._file.append({"step": step, "split": split, **entry})
-            self._mirror.log({"step": step, **entry}, split)
+            for mirror in self._mirrors:
+                mirror.log({"step": step, **entry}, split)
 
     def state_dict(self) -> dict[str, Any]:
         """For the resume state: the unfinished interval as its mean over the ranks; collective."""

@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from PIL.Image import Image
+
 from drconv.config import Config
 from drconv.files import replace_file
+from drconv.results import provenance
 
 START_TIMEOUT_S = 30
+Pictures = dict[str, Image]
 
 
 class WandbMirror:
@@ -27,6 +31,16 @@ class WandbMirror:
         if self._run is not None:
             values = {f"{split}/{key}": value for key, value in entry.items() if key != "step"}
             self._guard(lambda: self._run.log(values, step=entry["step"]))
+
+    def show(self, step: int, make: Callable[[], Pictures]) -> None:
+        """Pictures by name, which are made only where somebody looks at them."""
+        if self._run is not None:
+            self._guard(lambda: self._show(step, make()))
+
+    def _show(self, step: int, pictures: Pictures) -> None:
+        import wandb
+
+        self._run.log({name: wandb.Image(picture) for name, picture in pictures.items()}, step=step)
 
     def finish(self, summary: dict[str, Any], exit_code: int = 0) -> None:
         if self._run is not None:
@@ -48,7 +62,7 @@ class WandbMirror:
             resume="allow",
             mode=mode,  # type: ignore[arg-type]
             dir=str(folder),
-            config=asdict(config),
+            config={**asdict(config), "code": provenance.code()},
             settings=wandb.Settings(init_timeout=START_TIMEOUT_S, silent=True, console="off"),
         )
 

@@ -14,7 +14,8 @@ from drconv.results.collect import check_weights, find_results, round_floats
 from drconv.results.costs import cost_problems
 from drconv.results.read_records import Record, RecordError, read_curve, read_record
 from drconv.results.render import render_pages
-from drconv.results.tables import Sources, make_tables, unshown_records
+from drconv.results.sources import Sources, unshown_records
+from drconv.results.tables import make_tables
 
 RECORD_LINK = re.compile(r"\]\(([\w./-]*runs/[^)\s]+\.json)\)")
 SHOWN = 100  # characters of a differing line

@@ -46,7 +46,7 @@ def collect(result: Path, runs: Path) -> Record | None:
     runs.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(entry) for entry in thin_curve(read_curve(result.with_name("metrics.jsonl")))]
     target.with_suffix(".jsonl").write_text("".join(f"{line}\n" for line in lines))
-    target.write_text(json.dumps(_without_local_paths(record.stored), indent=2) + "\n")
+    target.write_text(json.dumps(without_local_paths(record.stored), indent=2) + "\n")
     return read_record(target)
 
 
@@ -89,7 +89,7 @@ def _choose(numbers: list[int], limit: int) -> list[int]:
     return [numbers[place] for place in sorted(places)]
 
 
-def _without_local_paths(content: dict[str, Any]) -> dict[str, Any]:
+def without_local_paths(content: dict[str, Any]) -> dict[str, Any]:
     """The record with absolute paths cut to their last part; they belong to a machine and decide nothing.
 
     ``weights``, which a run started from, does decide: it stays as it was given.

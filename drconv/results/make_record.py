@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +16,7 @@ from drconv.files import file_hash, replace_file, without_infinities
 from drconv.identity import config_hash, select_binding
 from drconv.migrations import SCHEMA
 from drconv.results import provenance
-from drconv.tasks.registry import find_entry
+from drconv.tasks.registry import headline_name
 
 
 def run_record(
@@ -72,20 +73,13 @@ def circumstances(device: torch.device, num_devices: int) -> dict[str, Any]:
     }
 
 
-def headline_name(config: Config) -> str:
-    """The metric that tables show: what the experiment names, else the task's."""
-    entry = find_entry(config.task)
-    named = config.experiment.metric
-    return (entry.full_name(named) if named else None) or entry.headline.metric
-
-
-def headline(config: Config, metrics: dict[str, float | None]) -> tuple[str, float]:
+def headline(config: Config, metrics: Mapping[str, float | None]) -> tuple[str, float]:
     """Name and value of the metric that tables show; NaN where it is null in a record, as it was not finite.
 
     Raises:
         DataError: it was not computed, as with an evaluation set of broken pictures alone.
     """
-    name = headline_name(config)
+    name = headline_name(config.task, config.experiment.metric)
     if name not in metrics:
         found = ", ".join(metrics) or "nothing"
         raise DataError(

@@ -10,7 +10,7 @@ from drconv.results.tables import Table
 DIRTY = "†"
 BLOCK = re.compile(r"(<!-- tables:begin(?: (?P<name>[\w.]+))? -->\n)(?P<body>.*?)(<!-- tables:end -->)", re.DOTALL)
 PAGES_WITH_BLOCKS = {  # page: the tables that stand on it
-    "README.md": ("summary",),
+    "README.md": ("measured", "summary"),
     "docs/evidence.md": (
         *("forms", "planted_layer", "testbed"),
         *("imagenette_0.5x", "imagenette_0.25x", "cifar10", "inside"),
@@ -65,7 +65,7 @@ def results_page(root: Path, tables: dict[str, Table]) -> str:
     """``results/README.md``."""
     sections = [INTRODUCTION]
     for name, table in tables.items():
-        if name != "summary":
+        if name not in PAGES_WITH_BLOCKS["README.md"]:
             sections.append(f"## {table.title}\n\n{as_markdown(table, root / GENERATED_PAGE)}\n")
     return "\n".join(sections)
 

@@ -117,6 +117,12 @@ def find_entry(config: TaskConfig) -> TaskEntry:
     return TASKS[config.name]
 
 
+def headline_name(config: TaskConfig, metric: str | None = None) -> str:
+    """The metric that tables show, ``<evaluation set>/<name>``: the one that an experiment names, else the task's."""
+    entry = find_entry(config)
+    return (entry.full_name(metric) if metric else None) or entry.headline.metric
+
+
 def find_task(config: TaskConfig) -> "type[Task]":
     """The class of ``task.name``.
 

@@ -6,6 +6,7 @@ killed leaves no compiler behind, and no second build starts beside the first.
 
 import contextlib
 import fcntl
+import logging
 import os
 import shlex
 import shutil
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+_LOGGER = logging.getLogger(__name__)
 Command = Callable[[Path], list[str]]  # the compiler's, for the file it should write
 
 # Runs a command, and ends it with all that it started when the process that asked for it is gone: the compiler's driver
@@ -96,6 +98,7 @@ def _open_lock(path: Path) -> IO[str] | None:
 
 def _compile(command: Command, library: Path, lock: IO[str]) -> None:
     """Write the library under another name, then rename it."""
+    _LOGGER.warning("compiling the C++ kernel of DRConv, once on this machine: about a minute")
     partial = library.with_suffix(".partial")
     guarded = [sys.executable, "-I", "-S", "-c", _GUARD, str(os.getpid()), *command(partial)]
     process = subprocess.Popen(

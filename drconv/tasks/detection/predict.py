@@ -46,7 +46,7 @@ def predict(
     images: Sequence[Path],
     out: Path,
     score: float = 0.5,
-) -> list[Path]:
+) -> tuple[list[Path], list[str]]:
     """Writes a PNG for every picture, and ``results.json``, below a folder.
 
     The results are the official records (``image_id`` is the file's name) of every detection, the pictures show those
@@ -61,22 +61,23 @@ def predict(
         score: lowest score that is drawn.
 
     Returns:
-        The pictures that were written.
-
-    Raises:
-        DataError: a picture does not decode.
+        The pictures that were written, and of each that does not decode a line that says so.
     """
     out.mkdir(parents=True, exist_ok=True)
     network.eval()
-    records, written = [], []
+    records, written, broken = [], [], []
     for path in images:
-        picture = read_picture(path, max_pixels=config.data.max_pixels, exif=config.data.coco.exif)
+        try:
+            picture = read_picture(path, max_pixels=config.data.max_pixels, exif=config.data.coco.exif)
+        except DataError as error:
+            broken.append(str(error).partition("; repair")[0])
+            continue
         found = detect(network, config, picture)
         records += as_records(found, path.name, (picture.shape[1], picture.shape[2]), network.category_ids.tolist())  # type: ignore[union-attr,operator]
         written.append(out / f"{path.stem}.png")
         draw(picture, found, names, score).save(written[-1])
     replace_file(out / "results.json", json.dumps(records))
-    return written
+    return written, broken
 
 
 def detect(network: nn.Module, config: Config, picture: Tensor) -> Found:

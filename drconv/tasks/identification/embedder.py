@@ -47,6 +47,31 @@ class Embedder:
         plain = self.network(images).float()
         return plain + self.network(images.flip(-1)).float() if self.config.data.faces.flip_test else plain
 
+    def decodable(self, folder: Path, names: list[str]) -> tuple[list[str], list[Floats], list[str]]:
+        """Embeds the pictures of a folder that decode, in parts of 64.
+
+        Returns:
+            Their names, their embeddings part by part, and a line for each picture that was left out.
+        """
+        known: list[str] = []
+        rows: list[Floats] = []
+        broken: list[str] = []
+
+        def embed(part: list[str]) -> None:
+            try:
+                rows.append(self.pictures([folder / name for name in part]).cpu().numpy())
+                known.extend(part)
+            except DataError as error:
+                if len(part) == 1:
+                    broken.append(str(error).partition("; repair")[0])
+                else:
+                    for name in part:
+                        embed([name])
+
+        for start in range(0, len(names), 64):
+            embed(names[start : start + 64])
+        return known, rows, broken
+
     def fingerprint(self, names: list[str]) -> str:
         """Of weights, list and preprocessing, for ``extraction.extract``."""
         data = self.config.data
