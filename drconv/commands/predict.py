@@ -85,9 +85,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         help="classes: .csv or .json; faces: .csv with a gallery (and a .png beside it), else .npz; objects: a folder",
     )
     parser.add_argument("--score", type=float, default=0.5, help="lowest score of an object that is drawn")
-    parser.add_argument(
-        "--masks", type=Path, metavar="FOLDER", help="classes, objects: the regions over pictures"
-    )
+    parser.add_argument("--masks", type=Path, metavar="FOLDER", help="classes, objects: the regions over pictures")
     parser.add_argument("--guides", nargs="+", default=[], help="patterns of guides; default: one a resolution")
     return parser.parse_args(arguments)
 
