@@ -4,9 +4,10 @@ import difflib
 import errno
 import re
 import sys
+from collections.abc import Container
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
@@ -58,13 +59,14 @@ def choices_of(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
 
 
-def schema_keys(schema: type = Config, prefix: str = "") -> list[str]:
-    """All dotted keys of the schema."""
+def schema_keys(schema: type = Config, prefix: str = "", of: Container[Any] | None = None) -> list[str]:
+    """All dotted keys of the schema, or those of some types."""
     keys = []
     for item in fields(schema):
-        keys.append(prefix + item.name)
+        if of is None or item.type in of:
+            keys.append(prefix + item.name)
         if isinstance(item.type, type) and is_dataclass(item.type):
-            keys += schema_keys(item.type, f"{prefix}{item.name}.")
+            keys += schema_keys(item.type, f"{prefix}{item.name}.", of)
     return keys
 
 
