@@ -95,7 +95,7 @@ def load_start(path: Path, network: nn.Module, num_outputs: int | None) -> LoadR
 
 
 def check_values(expected: dict[str, Tensor], found: dict[str, Tensor], source: str) -> None:
-    """Raises a WeightsError for whole numbers where a network has others, and for what is infinite or no number.
+    """Raises a WeightsError for whole numbers where a network has fractions, and for what is infinite or no number.
 
     Args:
         expected: the network's tensors by name; others of the file are passed over.
@@ -106,9 +106,9 @@ def check_values(expected: dict[str, Tensor], found: dict[str, Tensor], source: 
         if name not in expected or not expected[name].is_floating_point():
             continue
         if not tensor.is_floating_point():
-            kind = str(tensor.dtype).removeprefix("torch.")
-            raise WeightsError(f"{source}: {name} is of {kind}, and the network's numbers are no whole ones")
-        if not tensor.isfinite().all():
+            kinds = [str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, expected[name].dtype)]
+            raise WeightsError(f"{source}: {name} is of {kinds[0]}, and that of the network of {kinds[1]}")
+        if not tensor.to(expected[name].dtype).isfinite().all():
             raise WeightsError(f"{source}: {name} has values that are infinite or not a number; give another file")
 
 

@@ -86,7 +86,7 @@ def test_numbers_that_no_network_has_are_refused(tmp_path: Path, key: str, load:
     save_file(good, path)
     load(path, network)
     for name, bad, finding in (
-        ("0.weight", torch.ones(2, 3, dtype=torch.int64), "0.weight is of int64"),
+        ("0.weight", torch.ones(2, 3, dtype=torch.int64), "0.weight is of int64, and that of the network of float32"),
         ("0.weight", torch.ones(2, 3, dtype=torch.bool), "0.weight is of bool"),
         ("0.bias", torch.tensor([1.0, float("nan")]), "0.bias has values that are infinite or not a number"),
         ("1.running_var", torch.tensor([1.0, float("inf")]), "1.running_var has values that are infinite"),
