@@ -12,12 +12,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from drconv.arguments import PATHS, expand_home, quote_text
 from drconv.config import Config
-from drconv.config_check import validate
+from drconv.config_check import is_experiment, validate
 from drconv.errors import ConfigError, RunFolderError
 from drconv.identity import FREE_KEYS, FREE_RUNTIME
-from drconv.messages import choices_of
 from drconv.migrations import SCHEMA, migrate_config, migrate_override, schema_of
-from drconv.paths import CONFIGS
 from drconv.stored_yaml import read_stored_yaml
 
 ConfigStore.instance().store("schema", Config)
@@ -79,7 +77,7 @@ def name_experiment(config: Config, chosen: str | None = None) -> None:
     if chosen is None and HydraConfig.initialized():
         chosen = HydraConfig.get().runtime.choices.get("experiment")
     if experiment.same_as is not None:
-        if experiment.same_as not in choices_of(CONFIGS / "experiment"):
+        if not is_experiment(experiment.same_as):
             raise ConfigError(f"experiment.same_as={experiment.same_as} is no experiment; leave the key out")
         print(f"note: the same run as experiment={experiment.same_as}, which is trained; its record counts for both")
         chosen = experiment.same_as

@@ -123,6 +123,11 @@ def model_names() -> list[str]:
     return sorted({found[1] for text in texts if (found := re.search(r"^ *name: *(\w+)", text, re.M))})
 
 
+def is_experiment(name: str) -> bool:
+    """Whether ``configs/experiment/`` has a file of this name."""
+    return (CONFIGS / "experiment" / f"{name}.yaml").is_file()
+
+
 def _network(config: Config) -> Iterator[str]:
     """Said here and by the network too, which is built only once torch and the data are there."""
     name, width = config.model.name, config.model.width

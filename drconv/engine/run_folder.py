@@ -14,11 +14,9 @@ from drconv.errors import RunFolderError
 from drconv.files import read_json, remove_leftovers, replace_file
 from drconv.identity import select_binding
 from drconv.migrations import migrate_config, schema_of
-from drconv.stored_yaml import read_stored_yaml
 
 LOCK = "lock"
 REPLACED = ("config.yaml", "metrics.jsonl", "model.safetensors", "model_ema.safetensors")  # by a run that begins
-SECTIONS = {"model", "data", "recipe", "runtime"}  # that every stored configuration has had
 REPAIR = "overwrite=true starts the run again and keeps the old folder under another name"
 
 
@@ -90,14 +88,12 @@ class RunFolder:
         if not found or self.is_begun or os.path.lexists(self.path / LOCK):
             return
         try:
-            is_ours = read_stored_yaml(self.path / "config.yaml").keys() >= SECTIONS
-        except (ValueError, OSError):
-            is_ours = False
-        if not is_ours:
+            load_config(self.path)
+        except RunFolderError:
             raise RunFolderError(
                 f"{self.path} holds {', '.join(found)}, and neither lock nor configuration of a run: they would be "
                 f"replaced; choose another folder with run="
-            )
+            ) from None
 
     def compare(self, config: Config) -> None:
         """Raises a RunFolderError that names the keys in which the folder's configuration differs, if there are any.
