@@ -1,4 +1,4 @@
-"""What is typed after a command, before Hydra reads it: its keys are looked up, its paths quoted. Imports no torch."""
+"""What is typed after a command, before Hydra reads it: its keys are looked up, its texts quoted. Imports no torch."""
 
 import difflib
 import re
@@ -20,7 +20,7 @@ def prepare(arguments: Iterable[str], configs: Path) -> list[str]:
     """The arguments with today's keys, ``glob(...)`` as a list of choices, and ``~`` in paths replaced.
 
     Raises:
-        ConfigError: an unknown key, with those near to it; a pattern that matches nothing.
+        ConfigError: an unknown key, with those near to it; a list of files; a pattern that matches nothing.
     """
     prepared = [expand_home(expand_glob(migrate_override(argument), configs)) for argument in arguments]
     check_keys(prepared, configs)
@@ -28,14 +28,19 @@ def prepare(arguments: Iterable[str], configs: Path) -> list[str]:
 
 
 def check_keys(arguments: Iterable[str], configs: Path) -> None:
-    """Raises a ConfigError for the first ``key=value`` whose key is neither in the schema nor a group of files."""
+    """Raises a ConfigError for the first ``key=value`` whose key is neither in the schema nor a group of files, and for
+    a list of files: Hydra would take them all, the last one winning.
+    """
     groups = [path.name for path in configs.iterdir() if path.is_dir()]
     known = sorted({*groups, *schema_keys()})
     for argument in arguments:
-        key, sign, _ = argument.partition("=")
+        key, sign, value = argument.partition("=")
         if not sign or key.startswith(("-", "+", "~")):
             continue
         name = key.partition("@")[0]
+        if name in groups and value.startswith("["):
+            several = value.strip("[] ")
+            raise ConfigError(f"{argument}: {key} takes one file of configs/{name}/; a sweep is -m {key}={several}")
         if name not in known and not name.startswith(OTHERS):
             raise ConfigError(f"the key {key} is not known; near: {', '.join(near_keys(name, known)) or 'none'}")
 
@@ -54,16 +59,29 @@ def expand_home(argument: str) -> str:
     return f"{key}={Path(value).expanduser()}" if key in PATHS and value.startswith("~") else argument
 
 
-def quote_path(argument: str) -> str:
-    """A path with characters that Hydra's grammar does not take (``=``, brackets), quoted for it."""
+def quote_text(argument: str, sweep: bool) -> str:
+    """A text that Hydra's grammar does not take as it is (``=``, brackets, é), quoted for it; paths always are texts.
+
+    Args:
+        argument: ``key=value``; others stay as they are, and so do values that were quoted by hand.
+        sweep: whether a comma parts the values of several jobs; else it belongs to a path.
+    """
     key, sign, value = argument.partition("=")
-    if key not in PATHS or not sign or value[:1] in ("'", '"'):
+    if not sign or value[:1] in ("'", '"') or key not in schema_keys(of=(str, str | None)):
         return argument
     try:
-        OverridesParser.create().parse_override(f"{key}={value}")
+        parsed = OverridesParser.create().parse_override(argument)
+        is_several = parsed.is_sweep_override()
+        is_text = sweep if is_several else isinstance(parsed.value(), str | None)
     except HydraException:
-        value = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-    return f"{key}={value}"
+        return f"{key}={_quoted(value)}"
+    return argument if is_text or key not in PATHS else f"{key}={_quoted(value)}"
+
+
+def _quoted(value: str) -> str:
+    """Hydra reads a backslash as itself, but before a quote and at the end."""
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
+    return f"'{escaped}'"
 
 
 def expand_glob(argument: str, config_dir: Path) -> str:

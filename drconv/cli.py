@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from drconv.arguments import prepare, quote_path
+from drconv.arguments import prepare, quote_text
 from drconv.compose import compose_command, typed
 from drconv.config import Config
 from drconv.console import outlast_readers
@@ -52,10 +52,11 @@ def command(
                 return
             typed = prepare([part for part in sys.argv[1:] if part != NO_EXPERIMENT], config_dir)
             config = from_run(typed)
-            sys.argv[1:] = map(quote_path, typed)
+            sweeps = bool({"-m", "--multirun"} & set(typed))
+            sys.argv[1:] = [quote_text(part, sweeps) for part in typed]
             if config is not None:
                 function(config)
-            elif {"-m", "--multirun"} & set(sys.argv[1:]):
+            elif sweeps:
                 run_sweep(lambda: _compose(composed, reached))
             else:
                 _compose(composed, reached)

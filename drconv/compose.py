@@ -10,9 +10,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from drconv.arguments import quote_path
+from drconv.arguments import PATHS, expand_home, quote_text
 from drconv.config import Config
-from drconv.config_check import validate
+from drconv.config_check import is_experiment, validate
 from drconv.errors import ConfigError, RunFolderError
 from drconv.identity import FREE_KEYS, FREE_RUNTIME
 from drconv.migrations import SCHEMA, migrate_config, migrate_override, schema_of
@@ -52,7 +52,7 @@ def compose_command(overrides: list[str], configs: Path, check: bool = True) -> 
         ConfigError, HydraException: it does not compose.
     """
     with initialize_config_dir(str(configs.resolve()), version_base="1.3"):
-        raw = compose("train", [quote_path(override) for override in overrides], return_hydra_config=True)
+        raw = compose("train", [quote_text(override, sweep=False) for override in overrides], return_hydra_config=True)
     HydraConfig.instance().set_config(raw)  # asked for the choices, and for what was typed
     try:
         with open_dict(raw):
@@ -77,6 +77,8 @@ def name_experiment(config: Config, chosen: str | None = None) -> None:
     if chosen is None and HydraConfig.initialized():
         chosen = HydraConfig.get().runtime.choices.get("experiment")
     if experiment.same_as is not None:
+        if not is_experiment(experiment.same_as):
+            raise ConfigError(f"experiment.same_as={experiment.same_as} is no experiment; leave the key out")
         print(f"note: the same run as experiment={experiment.same_as}, which is trained; its record counts for both")
         chosen = experiment.same_as
         experiment.same_as = None
@@ -89,6 +91,7 @@ def config_of_run(arguments: list[str]) -> Config | None:
     Returns:
         None where the arguments name no run, or a model of their own.
     """
+    arguments = [expand_home(argument) for argument in arguments]
     given = dict(argument.partition("=")[::2] for argument in arguments)
     if "run" not in given or "model" in given or "experiment" in given:
         return None
@@ -102,7 +105,10 @@ def config_of_run(arguments: list[str]) -> Config | None:
             f"add task.module={module} if you trust it"
         )
     others = [migrate_override(argument) for argument in arguments if not argument.startswith("run=")]
-    overrides = OmegaConf.from_dotlist(others)
+    paths = [argument for argument in others if argument.startswith(tuple(f"{path}=" for path in PATHS))]
+    overrides = OmegaConf.from_dotlist([argument for argument in others if argument not in paths])
+    for key, _, value in (path.partition("=") for path in paths):  # as typed, which YAML might read as something else
+        OmegaConf.update(overrides, key, None if value == "null" else value)
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(stored), overrides))
     except OmegaConfBaseException as error:

@@ -112,6 +112,7 @@ def _problems(config: Config) -> Iterator[str]:
     yield from _device(config)
     yield from _task(config)
     yield from _without_effect(config)
+    yield from _experiment(config)
     yield from _output_folder(config)
 
 
@@ -120,6 +121,11 @@ def model_names() -> list[str]:
     without them."""
     texts = (path.read_text() for path in (CONFIGS / "model").glob("*.yaml"))
     return sorted({found[1] for text in texts if (found := re.search(r"^ *name: *(\w+)", text, re.M))})
+
+
+def is_experiment(name: str) -> bool:
+    """Whether ``configs/experiment/`` has a file of this name."""
+    return (CONFIGS / "experiment" / f"{name}.yaml").is_file()
 
 
 def _network(config: Config) -> Iterator[str]:
@@ -233,13 +239,25 @@ def _task(config: Config) -> Iterator[str]:
     metric = config.experiment.metric
     if metric is not None and entry.full_name(metric) is None:
         known = ", ".join(entry.metrics)
-        yield f"experiment.metric={metric} is no metric of task.name={config.task.name}; it computes {known}"
+        yield f"experiment.metric={metric} is no metric of task.name={config.task.name}, which has {known}"
     if config.task.name in TaskConfig.__dataclass_fields__ and config.task.options:
         yield f"task.options are for tasks from outside; those of {config.task.name} lie in task.{config.task.name}"
 
 
+def _experiment(config: Config) -> Iterator[str]:
+    """The id names the run's folder, below ``outputs``."""
+    id = config.experiment.id
+    if id is not None and (set(id.split("/")) & {"", ".", ".."} or not id.isprintable() or "\\" in id):
+        yield f"experiment.id={id!r} has to be a name such as table1/my_network, without an empty part, . or .. in it"
+
+
 def _without_effect(config: Config) -> Iterator[str]:
     """Options of a convolution or a task that the run does not use would be ignored in silence."""
+    layers = config.model.layers
+    if layers == []:
+        yield "model.layers=[] replaces no layer; for the plain network choose model.conv=standard"
+    elif layers is not None and config.model.conv == "standard":
+        yield f"model.layers={layers} has no effect under model.conv=standard"
     sections = [
         *(("model", section, config.model.conv, "model.conv") for section in ("drconv", "condconv")),
         *(("task", section, config.task.name, "task.name") for section in TASKS if hasattr(config.task, section)),

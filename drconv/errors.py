@@ -54,6 +54,10 @@ def of_lost_loader(error: BaseException) -> DataError | None:
     return DataError(f"{reason} Was memory short? Lower runtime.workers; the same command continues")
 
 
+class RankError(UserError):
+    """One of several ranks failed or was killed, and the others were stopped."""
+
+
 class NonFiniteLossError(UserError):
     """The loss became infinite or not a number."""
 

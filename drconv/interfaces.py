@@ -166,8 +166,11 @@ class Task(nn.Module, ABC, Generic[MetricType]):
         """Starts a part of the network from a file (``backbone=``)."""
         return load_backbone(path, self.network)
 
-    def watch(self, optimizer: torch.optim.Optimizer) -> AbstractContextManager[dict[str, Any]]:
-        """Diagnostics of one training step for the log, complete when the context ends: what guides do, by default."""
+    def watch(self, optimizer: torch.optim.Optimizer) -> AbstractContextManager[dict[str, Any]] | None:
+        """Diagnostics of one training step for the log, complete when the context ends: what guides do, by default.
+
+        None watches nothing.
+        """
         return _watch_regions(self, optimizer)
 
 

@@ -58,6 +58,7 @@ def load_weights(path: Path, network: nn.Module) -> None:
     """
     tensors = read_tensors(path)
     expected = network.state_dict()
+    check_values(expected, tensors, f"weights={path}")
     if problem := _difference(expected, tensors):
         raise WeightsError(
             f"weights={path} do not fit the network: {problem}; check model=, or give backbone= in place of weights=, "
@@ -78,6 +79,7 @@ def load_start(path: Path, network: nn.Module, num_outputs: int | None) -> LoadR
         WeightsError: more than the classifier differs, or the file is damaged.
     """
     tensors, own = read_tensors(path), network.state_dict()
+    check_values(own, tensors, f"weights={path}")
     misfits = [name for name in own if name in tensors and tensors[name].shape != own[name].shape]
     layers = {name.rpartition(".")[0] for name in misfits}
     trained = len(output_names(path))
@@ -92,26 +94,44 @@ def load_start(path: Path, network: nn.Module, num_outputs: int | None) -> LoadR
     return LoadReport(str(path), list(own), {}, [])
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file.
+def check_values(expected: dict[str, Tensor], found: dict[str, Tensor], source: str) -> None:
+    """Raises a WeightsError for whole numbers where a network has fractions, and for what is infinite or no number.
+
+    Args:
+        expected: the network's tensors by name; others of the file are passed over.
+        found: the file's.
+        source: of the file, as it was typed: ``backbone=FILE``.
+    """
+    for name, tensor in found.items():
+        if name not in expected or not expected[name].is_floating_point():
+            continue
+        if not tensor.is_floating_point():
+            kinds = [str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, expected[name].dtype)]
+            raise WeightsError(f"{source}: {name} is of {kinds[0]}, and that of the network of {kinds[1]}")
+        if not tensor.to(expected[name].dtype).isfinite().all():
+            raise WeightsError(f"{source}: {name} has values that are infinite or not a number; give another file")
+
+
+def read_tensors(path: Path, key: str = "weights") -> dict[str, Tensor]:
+    """All tensors of a safetensors file; ``key`` is what named it, for messages.
 
     Raises:
         WeightsError: missing or damaged file.
     """
-    with _open(path) as file:
+    with _open(path, key) as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[Any]:
+def _open(path: Path, key: str = "weights") -> Iterator[Any]:
     if not path.exists():
-        raise WeightsError(f"weights={path} is missing; give an existing file, or train with overwrite=true")
+        raise WeightsError(f"{key}={path} is missing; give an existing file, or train with overwrite=true")
     try:
         open_regular(path).close()
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"weights={path} cannot be read ({error}); is it a complete safetensors file?") from None
+        raise WeightsError(f"{key}={path} cannot be read ({error}); is it a complete safetensors file?") from None
 
 
 def output_names(path: Path) -> list[str]:
@@ -145,7 +165,8 @@ def load_backbone(path: Path, network: nn.Module, prefix: str | None = None) -> 
     """
     prefix = getattr(network, "backbone_prefix", "") if prefix is None else prefix
     own = {name: tensor for name, tensor in network.state_dict().items() if name.startswith(prefix)}
-    found = {f"{prefix}{name}": tensor for name, tensor in read_tensors(path).items()}
+    found = {f"{prefix}{name}": tensor for name, tensor in read_tensors(path, "backbone").items()}
+    check_values(own, found, f"backbone={path}")
     kept = {name: _misfit(tensor, found.get(name)) for name, tensor in own.items()}
     loaded = {name: found[name] for name, reason in kept.items() if not reason}
     if not loaded:

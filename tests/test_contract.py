@@ -17,6 +17,8 @@ from drconv.engine.contract import (
     check_outputs,
     check_same_names,
     check_samples,
+    check_watch,
+    check_watched,
 )
 from drconv.engine.step import StepLog
 from drconv.errors import TaskError
@@ -129,3 +131,17 @@ def test_named_tuples_are_moved_too() -> None:
     moved = to_device(batch, CPU)
     assert moved["pairs"] == [pair(torch.ones(1), "text")]
     assert type(moved["pairs"][0]) is pair
+
+
+def test_a_watch_of_nothing_is_none() -> None:
+    with check_watch(None) as watched:
+        assert check_watched(watched) == {}
+
+
+def test_a_watch_of_another_kind() -> None:
+    with pytest.raises(TaskError, match=r"watch\(\) of the task gave a dict, and has to give a context manager"):
+        check_watch({})
+    for yielded, finding in ((None, "yields is None"), ({1: 2}, "yields is a dict"), ({"loss": 1.0}, "value 'loss'")):
+        with pytest.raises(TaskError, match=finding):
+            check_watched(yielded)
+    assert check_watched({"regions": {}, "own": 1.0}) == {"regions": {}, "own": 1.0}

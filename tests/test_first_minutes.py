@@ -12,7 +12,7 @@ import pytest
 
 import train
 from drconv import cli
-from drconv.arguments import check_keys, prepare, quote_path
+from drconv.arguments import check_keys, prepare, quote_text
 from drconv.compose import as_yaml, compose_command, config_of_run
 from drconv.config import Config
 from drconv.config_check import CHOICES
@@ -84,7 +84,51 @@ def test_paths_are_taken_as_they_are_typed(tmp_path: Path, monkeypatch: pytest.M
     for typed in (str(strange), "~/a=b 'c' (d)"):
         overrides = prepare([*TINY, "data=imagefolder", f"data.root={typed}"], CONFIGS)
         assert compose_command(overrides, CONFIGS).data.root == str(strange)
-    assert quote_path("weights=a,b") == "weights=a,b"  # a sweep
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a=b",
+        "a b",
+        "é",
+        "a,b",
+        "[a]",
+        "a[b]",
+        "{a: b}",
+        "2024_01",
+        "1e3",
+        "true",
+        "it's",
+        "a\\b=c",
+        "a=\\",
+        "a\\'=",
+        "x(y)",
+    ],
+)
+def test_a_path_is_what_was_typed(value: str, tmp_path: Path) -> None:
+    """Composed by Hydra, and beside ``run=``."""
+    (tmp_path / "config.yaml").write_text(as_yaml(compose_command([*TINY, f"outputs={tmp_path}"], CONFIGS)))
+    typed = [f"outputs={value}", f"experiment.note={value}=", f"data.train_split=ä{value}"]
+    config = compose_command([*TINY, *typed], CONFIGS)
+    assert (config.outputs, config.experiment.note) == (value, f"{value}=")
+    assert config.data.train_split == f"ä{value}"
+    beside = config_of_run([f"run={tmp_path}", f"outputs={value}"])
+    assert beside is not None
+    assert beside.outputs == value
+
+
+def test_commas_part_the_values_of_a_sweep() -> None:
+    assert quote_text("weights=a,b", sweep=True) == "weights=a,b"
+    assert quote_text("weights=a,b", sweep=False) == "weights='a,b'"
+    assert quote_text("weights=null", sweep=False) == "weights=null"
+    for others in ("model.conv=a,b", "seed=1", "-m", "data.mean=[1,2,3]", "outputs='a=b'", "run=a/b.c-d_1"):
+        assert quote_text(others, sweep=False) == others
+
+
+def test_a_list_of_files_is_no_sweep() -> None:
+    with pytest.raises(ConfigError, match=r"model takes one file of configs/model/; a sweep is -m model=a,b"):
+        check_keys(["model=[a,b]"], CONFIGS)
 
 
 def test_a_run_s_folder_with_its_overrides_in_the_name_is_found(

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from drconv.arguments import prepare, quote_path
+from drconv.arguments import prepare, quote_text
 from drconv.compose import compose_command
 from drconv.config import Config
 from drconv.errors import ConfigError, stopped_by
@@ -61,7 +61,7 @@ def sweep(arguments: Sequence[str]) -> bool:
     options = dict(part.split("=", 1) for part in arguments if part.partition("=")[0] in OPTIONS)
     typed = [part for part in arguments if part.partition("=")[0] not in OPTIONS and part not in ("-m", "--multirun")]
     devices, variable = choose_devices(options)
-    configs = compose_jobs(expand([quote_path(argument) for argument in prepare(typed, CONFIGS)]))
+    configs = compose_jobs(expand([quote_text(argument, sweep=True) for argument in prepare(typed, CONFIGS)]))
     outcomes = {number: planned(number, overrides, config) for number, (overrides, config) in enumerate(configs)}
     total = len(outcomes)
     with tempfile.TemporaryDirectory(prefix="drconv-sweep-") as place:

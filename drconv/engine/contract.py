@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,9 +13,10 @@ from drconv.interfaces import Dataset, Fingerprint, Outputs
 
 # Names in the entries of metrics.jsonl that the engine gives itself.
 OF_ENTRIES = ("step", "split")
+OF_WATCH = {"regions", "gradients"}
 OF_STEPS = (
     *(*OF_ENTRIES, "loss", "lr", "grad_norm", "images_per_second", "data_wait", "memory_gib"),
-    *("regions", "gradients"),
+    *OF_WATCH,
 )
 
 
@@ -41,6 +43,32 @@ def check_outputs(outputs: Any) -> Outputs:
     if not outputs.loss.requires_grad:
         raise TaskError("the loss of the task depends on no trained parameter; is something detached or frozen?")
     return outputs
+
+
+def check_watch(watch: Any) -> AbstractContextManager[dict[str, Any]]:
+    """What ``watch`` gave; None watches nothing.
+
+    Raises:
+        TaskError: something that is no context manager.
+    """
+    if watch is None:
+        return nullcontext({})
+    if not isinstance(watch, AbstractContextManager):
+        raise TaskError(f"watch() of the task gave {_kind(watch)}, and has to give a context manager of a dictionary")
+    return watch
+
+
+def check_watched(watched: Any) -> dict[str, Any]:
+    """What the context manager of ``watch`` gave to the log.
+
+    Raises:
+        TaskError: no dictionary by name, or a name that the log has already.
+    """
+    if not isinstance(watched, dict) or not all(isinstance(name, str) for name in watched):
+        raise TaskError(f"what watch() of the task yields is {_kind(watched)}, and has to be a dictionary by name")
+    if taken := sorted(set(watched) & (set(OF_STEPS) - OF_WATCH)):
+        raise TaskError(f"watch() of the task calls a value {taken[0]!r}, which the log has already; take another name")
+    return watched
 
 
 def _check(what: str, values: Any, fits: Callable[[Any], bool]) -> None:

@@ -39,7 +39,7 @@ class EvalRun:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ranks.close_data()
-        self._ranks.leave()
+        self._ranks.leave(failed=kind is not None)
 
     def load_data(self) -> Data:
         """The data sets of the run's task; their loader processes end with the evaluation."""

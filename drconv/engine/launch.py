@@ -1,6 +1,7 @@
 """Starting the ranks of a run: in this process, in processes of our own, or under torchrun."""
 
 import contextlib
+import json
 import logging
 import multiprocessing
 import os
@@ -9,6 +10,8 @@ import signal
 import sys
 import tempfile
 import threading
+import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,13 +21,16 @@ from typing import Any
 from drconv.config import Config
 from drconv.console import outlast_readers
 from drconv.engine.run_folder import RunFolder
-from drconv.errors import RunFolderError, UserError, stopped_by
+from drconv.errors import RankError, RunFolderError, UserError, stopped_by
+from drconv.files import replace_file
 from drconv.messages import one_line
 from drconv.world import STORE, is_started_elsewhere, num_ranks
 
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # those that torch's launcher handles
 POLL_S = 0.25
 SAVING_S = 30  # what ranks get to save, as from schedulers
+ORPHAN_S = 1.0  # how often a rank looks for its parent
+REASON = "reason.{}"  # of a rank that failed, a file in the private folder
 
 
 def launch(worker: Callable[[Config], Any], config: Config) -> Any:
@@ -69,7 +75,8 @@ def _start_and_wait(worker: Callable[[Config], Any], config: Config, private: Pa
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, start_processes
 
-    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)  # told in one line
+    for name in ("torch.distributed.elastic.multiprocessing.api", "torch.multiprocessing.spawn"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # told in one line
     # Inside other launchers' workers the start method may be one that a rank does not know.
     multiprocessing.set_start_method("spawn", force=True)
     ranks = config.runtime.devices
@@ -78,7 +85,7 @@ def _start_and_wait(worker: Callable[[Config], Any], config: Config, private: Pa
         context = start_processes(
             "ranks",
             _rank,
-            {rank: (worker, config, os.getpid()) for rank in range(ranks)},
+            {rank: (worker, config, os.getpid(), rank) for rank in range(ranks)},
             {rank: _environment(rank, ranks, private) for rank in range(ranks)},
             DefaultLogsSpecs(str(private / "errors")),
         )
@@ -95,9 +102,8 @@ def _start_and_wait(worker: Callable[[Config], Any], config: Config, private: Pa
         raise
     if outcome is not None and not outcome.is_failed():
         return outcome.return_values[0]
-    failures = outcome.failures if outcome is not None else {}
-    rank, failure = min(failures.items(), key=lambda item: item[1].timestamp)
-    raise _first_failure(rank, failure.message)
+    failed = {} if outcome is None else {rank: failure.exitcode for rank, failure in outcome.failures.items()}
+    raise _first_failure(private, failed)
 
 
 def _environment(rank: int, ranks: int, private: Path) -> dict[str, str]:
@@ -141,19 +147,53 @@ def threads_per_rank(config: Config) -> int:
     return config.runtime.threads or max(1, (os.cpu_count() or 1) // ranks)
 
 
-def _rank(worker: Callable[[Config], Any], config: Config, parent: int) -> Any:
-    """A rank that raises ends the others; torch's wrapper around this function hands its error on to the parent."""
+def _rank(worker: Callable[[Config], Any], config: Config, parent: int, rank: int) -> Any:
+    """A rank that raises leaves its reason and ends at once, by which the others and the parent learn of it.
+
+    The way through Python's end could wait for collectives that the others never join.
+    """
+    private = Path(os.environ[STORE]).parent
     outlast_readers()
+    threading.Thread(target=_end_with_parent, args=(parent, private), daemon=True).start()
     try:
         return worker(config)
     except Exception as error:
-        line = one_line(error)
-        if line is None or isinstance(error, UserError):
-            raise
-        raise UserError(line) from None  # the parent reads errors by name, and knows those of a user
+        _leave_reason(private / REASON.format(rank), error)
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(1)
     finally:
-        if os.getppid() != parent:  # it was killed: the ranks stop, and nobody else clears up
-            shutil.rmtree(Path(os.environ[STORE]).parent, ignore_errors=True)
+        _clear_up_after(parent, private)
+
+
+def _end_with_parent(parent: int, private: Path) -> None:
+    """Ends this process when its parent was killed: nobody else ends the ranks, or clears up.
+
+    torch asks the system for SIGINT then. That is not enough: a rank can be waiting for the parent where it has
+    answered the signal already, and one that was started in the background ignores it.
+    """
+    while os.getppid() == parent:
+        time.sleep(ORPHAN_S)
+    _clear_up_after(parent, private)
+    os._exit(1)
+
+
+def _clear_up_after(parent: int, private: Path) -> None:
+    if os.getppid() != parent:
+        shutil.rmtree(private, ignore_errors=True)
+
+
+def _leave_reason(path: Path, error: Exception) -> None:
+    line = one_line(error)
+    reason = {
+        "at": time.monotonic(),  # one clock for all processes of a machine
+        "kind": type(error).__name__ if isinstance(error, UserError) else UserError.__name__,
+        "line": line,
+        "error": " ".join(f"{type(error).__name__}: {error}".split())[:300],
+        "trace": "" if line else traceback.format_exc(),
+    }
+    with contextlib.suppress(OSError):
+        replace_file(path, json.dumps(reason))
 
 
 def _what_is_saved(folder: RunFolder) -> str:
@@ -173,17 +213,27 @@ def _what_is_saved(folder: RunFolder) -> str:
     return f"the saved state is that after step {step}; the same command continues"
 
 
-def _first_failure(rank: int, message: Any) -> Exception:
-    """The error of the rank that failed first, as the parent should raise it.
+def _first_failure(private: Path, failed: dict[int, int]) -> UserError:
+    """The error of the rank that failed first, as the parent should raise it; the trace of a defect is printed.
 
-    ``ChildFailedError`` itself does not survive pickling, which a sweeper's process pool needs.
+    Args:
+        private: where the ranks left their reasons.
+        failed: exit codes of ranks that ended, negative for the number of a signal.
     """
-    text = str(message["message"] if isinstance(message, dict) else message)
-    name, _, reason = text.partition(": ")
-    if kind := _user_errors().get(name):
-        return kind(reason)
-    trace = message.get("extraInfo", {}).get("py_callstack", "") if isinstance(message, dict) else ""
-    return RuntimeError(f"rank {rank} failed: {text}\n{trace}".rstrip())
+    reasons = {path: json.loads(path.read_text()) for path in private.glob(REASON.format("*"))}
+    for rank, code in failed.items():
+        if code < 0 or not reasons:
+            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+            return RankError(
+                f"rank {rank} {how}, and the others were stopped; was memory short? The same command continues"
+            )
+    path, reason = min(reasons.items(), key=lambda item: item[1]["at"])
+    if reason["line"] is not None:
+        return _user_errors()[reason["kind"]](reason["line"])
+    print(reason["trace"], file=sys.stderr, end="", flush=True)
+    return RankError(
+        f"rank {path.suffix[1:]} failed: {reason['error']}; its trace stands above, the others were stopped"
+    )
 
 
 def _user_errors() -> dict[str, type[UserError]]:

@@ -31,7 +31,7 @@ class Ranks:
         try:
             apply_runtime(self.config)
         except BaseException:
-            self.leave()
+            self.leave(failed=True)
             raise
 
     def load_data(self) -> Data:
@@ -50,12 +50,17 @@ class Ranks:
         if self._data is not None:
             self._data.close()
 
-    def leave(self) -> None:
-        """Gives back what ``join`` took."""
+    def leave(self, failed: bool = False) -> None:
+        """Gives back what ``join`` took.
+
+        A rank that failed stays in its group until its process ends: the others fail when it leaves, and its reason has
+        to be written before theirs.
+        """
         os.environ.pop(KERNEL, None)
         if self._kernel_before is not None:
             os.environ[KERNEL] = self._kernel_before
-        distributed.destroy_process_group()
+        if not failed:
+            distributed.destroy_process_group()
 
 
 def select_device(config: Config) -> torch.device:

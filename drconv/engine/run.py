@@ -47,7 +47,7 @@ class Run:
             if not self.config.runtime.dry_run:
                 self._open_folder()
         except BaseException:
-            self._leave()
+            self._leave(failed=True)
             raise
         return self
 
@@ -56,11 +56,11 @@ class Run:
     ) -> None:
         self._ranks.close_data()
         self._note_end(error)
-        self._leave()
+        self._leave(failed=kind is not None)
 
-    def _leave(self) -> None:
+    def _leave(self, failed: bool) -> None:
         self.folder.close()
-        self._ranks.leave()
+        self._ranks.leave(failed)
 
     def _note_end(self, error: BaseException | None) -> None:
         """How a run that was begun ended, for ``drconv status``."""

@@ -16,6 +16,7 @@ from drconv.identity import select_binding
 from drconv.migrations import migrate_config, schema_of
 
 LOCK = "lock"
+REPLACED = ("config.yaml", "metrics.jsonl", "model.safetensors", "model_ema.safetensors")  # by a run that begins
 REPAIR = "overwrite=true starts the run again and keeps the old folder under another name"
 
 
@@ -56,8 +57,10 @@ class RunFolder:
             The result of a run that is already complete, else None.
 
         Raises:
-            RunFolderError: another process owns the folder, or it was made with another configuration.
+            RunFolderError: another process owns the folder, it was made with another configuration, or its files are
+                not a run's.
         """
+        self.refuse_foreign()
         self._take()
         remove_leftovers(self.path)
         if config.overwrite and (self.result.exists() or not self._fits(config)):
@@ -78,6 +81,19 @@ class RunFolder:
     def has_state(self) -> bool:
         """Whether there is a resume state, or the one before."""
         return any(os.path.lexists(self.path / name) for name in ("resume.pt", "resume.previous.pt"))
+
+    def refuse_foreign(self) -> None:
+        """Raises a RunFolderError where files that a run would replace were not written by one."""
+        found = [name for name in REPLACED if os.path.lexists(self.path / name)]
+        if not found or self.is_begun or os.path.lexists(self.path / LOCK):
+            return
+        try:
+            load_config(self.path)
+        except RunFolderError:
+            raise RunFolderError(
+                f"{self.path} holds {', '.join(found)}, and neither lock nor configuration of a run: they would be "
+                f"replaced; choose another folder with run="
+            ) from None
 
     def compare(self, config: Config) -> None:
         """Raises a RunFolderError that names the keys in which the folder's configuration differs, if there are any.
@@ -221,8 +237,10 @@ class RunFolder:
 
 
 def check_folder(config: Config) -> None:
-    """Raises a RunFolderError where the run's folder has a run of another configuration; takes no lock."""
+    """Raises a RunFolderError where the run's folder has a run of another configuration, or no run; takes no lock."""
     folder = RunFolder(Path(str(config.run)))
+    if not config.runtime.dry_run:
+        folder.refuse_foreign()
     is_used = not config.overwrite and not config.runtime.dry_run
     if is_used and folder.is_begun:
         folder.compare(config)

@@ -15,6 +15,7 @@ from drconv.config import Config
 from drconv.config_check import length_problems, steps_of_run
 from drconv.engine.batchnorm import reestimate_batchnorm
 from drconv.engine.checkpoint import load_resume, save_resume
+from drconv.engine.contract import check_watch, check_watched
 from drconv.engine.data import Data
 from drconv.engine.evaluation import evaluate, full_names
 from drconv.engine.run_folder import RunFolder
@@ -98,7 +99,7 @@ class Trainer:
         is_logged = (state.step + 1) % logging.every == 0 or state.step + 1 == self.num_steps
         watch: AbstractContextManager[dict[str, Any]] = nullcontext({})
         if is_logged and logging.region_usage:
-            watch = state.task.watch(state.optimizer)
+            watch = check_watch(state.task.watch(state.optimizer))
         with watch as watched:
             logged = train_step(state, self._timed(batches), self.config, self.num_steps, self.device)
         self.log.add(state.step, logged)
@@ -106,7 +107,8 @@ class Trainer:
             self._compare_first_loss(logged)
         if is_logged:
             self._check_finite()
-            self.log.write(state.step, base_lr(state.step - 1, self.num_steps, self.config.recipe), watched)
+            rate = base_lr(state.step - 1, self.num_steps, self.config.recipe)
+            self.log.write(state.step, rate, check_watched(watched))
         elif distributed.is_main():
             self.log.progress.bar(state.step)
         if logging.eval_every and state.step % logging.eval_every == 0 and state.step < self.num_steps:

@@ -43,7 +43,7 @@ class TaskEntry:
         module: imported when the task is built.
         name: of the class in it, a ``drconv.interfaces.Task``.
         headline: what tables show.
-        metrics: patterns of all that it computes.
+        metrics: patterns of what it measures, one of which a run can be for; counts of pictures are none.
     """
 
     module: str
@@ -62,22 +62,22 @@ TASKS: dict[str, TaskEntry] = {
         "drconv.tasks.classification",
         "Classification",
         Headline("val/top1", "top-1", "%"),
-        ("val/top1", "val/top5", "val/loss", "val/samples", "val/skipped"),
+        ("val/top1", "val/top5", "val/loss"),
     ),
     "identification": TaskEntry(
         "drconv.tasks.identification",
         "Identification",
         Headline("gallery/rank1", "rank-1", "%"),
         (
-            *("gallery/rank1*", "gallery/trials", "gallery/distractors", "*/accuracy*", "*/std", "*/worst_fold"),
-            *("*/threshold_*", "*/tar_*", "*/pairs"),
+            *("gallery/rank1*", "*/accuracy*", "*/std", "*/worst_fold"),
+            *("*/threshold_*", "*/tar_*"),
         ),
     ),
     "detection": TaskEntry(
         "drconv.tasks.detection",
         "Detection",
         Headline("val/box_ap", "box AP", "%"),
-        tuple(f"{name}/{key}" for name in ("val", "seen") for key in ("box_ap*", "mask_ap*", "pictures", "detections")),
+        tuple(f"{name}/{key}" for name in ("val", "seen") for key in ("box_ap*", "mask_ap*")),
     ),
 }
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from drconv.config import Config
 from drconv.errors import WeightsError
-from drconv.weights import LoadReport, read_tensors
+from drconv.weights import LoadReport, check_values, read_tensors
 
 CLASSIFIER = ("fc.weight", "fc.bias")
 IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))  # mean and deviation of RGB, 0 to 255
@@ -77,6 +77,7 @@ def load_body(path: Path, network: nn.Module, config: Config) -> LoadReport:
     else:  # our classifier, whose body has the name of the detector's
         tensors, origin = {name.removeprefix("body."): tensor for name, tensor in tensors.items()}, OWN
     own = {n.removeprefix(prefix): x for n, x in network.state_dict().items() if n.startswith(prefix)}
+    check_values(own, tensors, f"backbone={path}")
     counters = {name for name in own if name.endswith("num_batches_tracked")}  # the oldest files have none
     wrong = [n for n, x in own.items() if n not in counters and (n not in tensors or tensors[n].shape != x.shape)]
     if wrong:
@@ -98,7 +99,7 @@ def read_any(path: Path) -> dict[str, Tensor]:
         WeightsError: it is none of them.
     """
     if path.suffix == ".safetensors":
-        return read_tensors(path)
+        return read_tensors(path, "backbone")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError):
