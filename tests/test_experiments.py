@@ -203,7 +203,9 @@ def test_model_files_are_what_their_names_say() -> None:
             assert config.width == float(found[1])
         conv = {"drconv": "drconv", "condconv": "condconv", "local": "local", "dk": "deformable"}
         assert config.conv == conv.get(name.partition("_")[0], "standard")
-        own = {"lite": {"groups": 2}, "released": asdict(released_form())}.get(name.split("_")[1], {})
+        own = {"lite": {"groups": 2}, "released": asdict(released_form())}.get(
+            name.partition("_")[2].partition("_")[0], {}
+        )
         if config.conv == "drconv" and "rcnn" not in name and "fpn" not in name:
             assert asdict(config.drconv) == asdict(DRConvConfig()) | own
 
