@@ -1,8 +1,8 @@
 """Golden numbers: a refactoring must not move them. ``python tests/test_golden.py`` writes tests/golden.json again.
 
 Losses of twenty steps of each task, and outputs of every network, on a CPU in fp32. Another processor rounds otherwise,
-and from the fourth step on a position that chooses another region for it moves a loss by half a percent and more, the
-next ones by up to a tenth: the first steps are held closely, the others in their sum.
+and from the third step on a position that chooses another region for it, or another proposal that is kept, moves a loss
+by up to a tenth: the first steps are held closely, the others in their sum.
 """
 
 import json
@@ -27,7 +27,7 @@ from drconv.tasks import find_task  # noqa: E402
 from models import create_model  # noqa: E402
 
 CPU = torch.device("cpu")
-STEPS, EXACT = 20, 3
+STEPS, EXACT = 20, 2
 GOLDEN = ROOT / "tests" / "golden.json"
 COMMON = ["runtime.device=cpu", "runtime.workers=0", "runtime.threads=1", "logging.wandb=disabled"]
 SHORT = ["recipe.epochs=null", f"recipe.steps={STEPS}", "recipe.schedule.warmup_steps=5"]

@@ -246,8 +246,8 @@ def test_more_ranks_than_validation_pictures(make_config: Make, monkeypatch: pyt
     from drconv.engine import dry_run
 
     seen: list[int] = []
-    monkeypatch.setattr(dry_run, "evaluate", lambda task, dataset, batches, *_: seen.append(len(list(batches))))
-    evaluation_set = type("Set", (), {"batches": [], "dataset": [0]})()
+    monkeypatch.setattr(dry_run, "evaluate", lambda task, name, dataset, batches, *_: seen.append(len(list(batches))))
+    evaluation_set = type("Set", (), {"name": "val", "batches": [], "dataset": [0]})()
     state = type("State", (), {"task": None})()
     dry_run._timed_evaluation(make_config(), state, evaluation_set, torch.device("cpu"))
     assert seen == [0, 0]

@@ -1,6 +1,7 @@
 """Loaders: batches for training, restartable at any step, and for evaluation, every sample exactly once."""
 
 import atexit
+import contextlib
 import re
 import signal
 from collections.abc import Iterator
@@ -58,7 +59,8 @@ class Loader:
         """Ends the loader processes."""
         for iterator in list(self._iterators):
             if hasattr(iterator, "_shutdown_workers"):  # one with processes
-                iterator._shutdown_workers()
+                with contextlib.suppress(RuntimeError):  # torch tells of a killed process whenever its signal arrives
+                    iterator._shutdown_workers()
 
 
 _LOADERS: WeakSet[Loader] = WeakSet()
