@@ -16,6 +16,7 @@ PAGES_WITH_BLOCKS = {  # page: the tables that stand on it
         *("imagenette_0.5x", "imagenette_0.25x", "cifar10", "inside"),
     ),
     "docs/faces.md": ("faces", "table2"),
+    "docs/detection.md": ("coco128",),
 }
 GENERATED_PAGE = "results/README.md"
 INTRODUCTION = f"""# Results
