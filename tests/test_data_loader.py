@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -207,8 +208,8 @@ def test_a_wrong_name_lists_the_right_ones() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "data").glob("*.yaml")), ids=lambda path: path.stem)
 def test_configurations_fit_the_schema(path: Path) -> None:
     assert path.read_text().removeprefix("# @package _global_\n").startswith("# python train.py ")
-    content = OmegaConf.load(path)
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), content.get("data", content)))
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = OmegaConf.to_object(compose("train", ["model=shufflenetv2_0.25x", f"data={path.stem}"]).data)
     assert isinstance(config, DataConfig)
     if config.name in ("digits", "generated"):
         batch = next(iter(train_loader(build_dataset(config, "train"), batch_size=2, num_steps=1)))

@@ -83,7 +83,7 @@ def golden() -> dict[str, dict[str, list[float]]]:
 @pytest.mark.parametrize("task", TASKS)
 def test_losses_of_each_task(task: str, golden: dict[str, dict[str, list[float]]]) -> None:
     found, expected = losses_of(task), golden["losses"][task]
-    assert found[:EXACT] == pytest.approx(expected[:EXACT], rel=1e-3)
+    assert found[:EXACT] == pytest.approx(expected[:EXACT], rel=5e-3)
     assert sum(found) == pytest.approx(sum(expected), rel=5e-2)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import multiprocessing
+import multiprocessing.util
 import os
 import shutil
 import signal
@@ -159,6 +160,8 @@ def _rank(worker: Callable[[Config], Any], config: Config, parent: int, rank: in
         return worker(config)
     except Exception as error:
         _leave_reason(private / REASON.format(rank), error)
+        # Of the loaders' semaphores, of which Python would warn behind the reason.
+        multiprocessing.util._run_finalizers(0)  # type: ignore[attr-defined]
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(1)

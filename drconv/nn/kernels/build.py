@@ -98,9 +98,9 @@ def _open_lock(path: Path) -> IO[str] | None:
 
 def _compile(command: Command, library: Path, lock: IO[str]) -> None:
     """Write the library under another name, then rename it."""
-    _LOGGER.warning("compiling the C++ kernel of DRConv, once on this machine: about a minute")
     partial = library.with_suffix(".partial")
     guarded = [sys.executable, "-I", "-S", "-c", _GUARD, str(os.getpid()), *command(partial)]
+    _LOGGER.warning("compiling the C++ kernel of DRConv, once on this machine: about a minute")
     process = subprocess.Popen(
         guarded,
         pass_fds=[lock.fileno()],
