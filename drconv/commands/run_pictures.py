@@ -11,12 +11,10 @@ from drconv.config import Config
 from drconv.data import normalise
 from drconv.data.decode import read_picture
 from drconv.errors import ConfigError
+from drconv.figures.guide_overlays import inside_masks
 from drconv.figures.masks import Mask, compute_masks, join_masks
-from drconv.nn import pool_inside
 from drconv.tasks import find_task
 from drconv.weights import load_weights
-
-PADDING = 32  # of the detectors
 
 
 def load_network(config: Config) -> nn.Module:
@@ -85,17 +83,4 @@ def _masks_of_one(network: Any, picture: Tensor, config: Config) -> list[Mask]:
     image = normalise(picture[None], config.data, config.runtime.channels_last)
     if config.task.name != "detection":
         return compute_masks(network, image)
-    rows, columns = picture.shape[1:]
-    padded = nn.functional.pad(image, (0, -columns % PADDING, 0, -rows % PADDING))
-    height, width = padded.shape[2:]
-    with pool_inside(network.backbone, [(rows, columns)], (height, width)):
-        masks = compute_masks(network.backbone, padded)  # the heads have no guides
-    return [
-        Mask(mask.name, mask.regions, [_inside(chosen, rows / height, columns / width) for chosen in mask.chosen])
-        for mask in masks
-    ]
-
-
-def _inside(chosen: Tensor, rows: float, columns: float) -> Tensor:
-    """The part of a mask that is not padding."""
-    return chosen[: -int(-chosen.shape[0] * rows // 1), : -int(-chosen.shape[1] * columns // 1)]
+    return inside_masks(network.backbone, image)  # the heads have no guides
