@@ -17,24 +17,30 @@ TEMPORARY = ".{name}.{number}.tmp"
 MAX_JSON = 2**28  # bytes; the largest record so far has 60 kB
 
 
-def replace_file(path: Path, content: bytes | memoryview | str) -> None:
+def replace_file(path: Path, content: bytes | memoryview | str, former: Path | None = None) -> None:
     """Writes under a temporary name, then renames: a crash or a full disk leaves the former file as it was.
 
-    The temporary file is a new one with a drawn name: a link that somebody put in its place is not followed.
+    The temporary file is a new one with a drawn name: a link that somebody put in its place is not followed. The
+    former file stays under the name ``former``, if one is given.
     """
     data = content.encode() if isinstance(content, str) else content
-    with replacing(path) as temporary, open(temporary, "xb", opener=_open_without_links) as file:
+    with replacing(path, former) as temporary, open(temporary, "xb", opener=_open_without_links) as file:
         file.write(data)
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A new name beside ``path`` for the block to write to, which takes the place of ``path`` when it ends well."""
+def replacing(path: Path, former: Path | None = None) -> Iterator[Path]:
+    """A new name beside ``path`` for the block to write to, which takes the place of ``path`` when it ends well.
+
+    What stood there stays under the name ``former``, if one is given.
+    """
     temporary = temporary_beside(path)
     try:
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
+        if former is not None:  # last of all: as long as both names are of one file, damage to it is damage to both
+            keep_copy(path, former)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """Each bad file is used, or refused in one line that names it and the reason; none hangs, runs code or takes memory."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -187,6 +188,23 @@ def test_a_copy_is_kept_again_and_again(tmp_path: Path) -> None:
         assert sorted(file.name for file in tmp_path.iterdir()) == ["resume.previous.pt", "resume.pt"]
     replace_file(path, "2")
     assert previous_state(path).read_text() == "1"
+
+
+def test_two_states_exist_while_a_third_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process killed there leaves two files, so that damage to the last one costs a state and not the run."""
+
+    def fail(number: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "resume.pt"
+    save_resume(path, state(1))
+    save_resume(path, state(2))
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        save_resume(path, state(3))
+    assert not path.samefile(previous_state(path))
+    path.write_bytes(b"damaged")
+    assert load_resume(path, torch.device("cpu"))[0]["state"]["step"] == 1
 
 
 def entry(step: int, split: str = "train") -> dict:

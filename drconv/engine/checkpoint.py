@@ -10,7 +10,7 @@ from typing import IO, Any
 import torch
 
 from drconv.errors import RunFolderError
-from drconv.files import keep_copy, open_regular, replace_file
+from drconv.files import open_regular, replace_file
 from drconv.migrations import SCHEMA, migrate_resume
 
 RESUME_KEYS = ("state", "data", "log")
@@ -42,8 +42,7 @@ def save_resume(path: Path, state: dict[str, Any]) -> None:
     digest = hashlib.sha256(buffer.getbuffer()).hexdigest().encode()
     buffer.seek(-2, os.SEEK_END)  # the comment's length: torch writes none
     buffer.write((len(CHECKSUM) + len(digest)).to_bytes(2, "little") + CHECKSUM + digest)
-    keep_copy(path, previous_state(path))
-    replace_file(path, buffer.getbuffer())
+    replace_file(path, buffer.getbuffer(), former=previous_state(path))
 
 
 def load_resume(path: Path, device: torch.device) -> tuple[dict[str, Any], str | None]:
