@@ -65,11 +65,12 @@ class RunFolder:
         remove_leftovers(self.path)
         if config.overwrite and (self.result.exists() or not self._fits(config)):
             self._set_aside()
-        stored = self.path / "config.yaml"
         if self.is_begun:
             self.compare(config)
-        if not (stored.exists() and self.is_begun):
-            replace_file(stored, as_yaml(config))
+        if not self.is_begun:
+            replace_file(self.path / "config.yaml", as_yaml(config))
+        elif self.result.exists():
+            self.restore_config(config)
         return self.read_result() if self.result.exists() else None
 
     @property
@@ -115,6 +116,11 @@ class RunFolder:
         differing = [f"{key}: {old.get(key)} there, {new.get(key)} here" for key in new if old.get(key) != new[key]]
         if differing:
             self._refuse("; ".join(differing))
+
+    def restore_config(self, config: Config) -> None:
+        """Writes a ``config.yaml`` that was lost, once the resume state has been compared with the configuration."""
+        if not (self.path / "config.yaml").exists():
+            replace_file(self.path / "config.yaml", as_yaml(config))
 
     def _refuse(self, difference: str) -> NoReturn:
         raise RunFolderError(

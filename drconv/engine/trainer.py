@@ -214,6 +214,7 @@ class Trainer:
             print(warning, flush=True)
         if "config" in saved:
             self.folder.compare_keys(select_binding(saved["config"]), self.config)
+        distributed.on_main(lambda: self.folder.restore_config(self.config))
         if saved["data"] != fingerprints:
             if self.config.overwrite:
                 distributed.on_main(lambda: self.folder.renew(self.config))
