@@ -76,7 +76,8 @@ def losses(name: str, ranks: int, steps: int, folder: Path) -> list[float]:
         )
         for rank in range(ranks)
     ]
-    if any([process.wait() for process in processes]):
+    codes = [process.wait() for process in processes]
+    if any(codes):
         raise SystemExit(f"the training of {name} on {ranks} ranks fails")
     entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [entry["loss"] for entry in entries if entry["split"] == "train"]

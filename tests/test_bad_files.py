@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
 from torch import nn
@@ -25,7 +23,7 @@ from torch import nn
 from drconv.compose import as_yaml, load_config
 from drconv.config import Config
 from drconv.data.decode import read_picture
-from drconv.data.index import index_file, load_index, save_index, scan_class_folders
+from drconv.data.index import load_index, save_index, scan_class_folders
 from drconv.engine.checkpoint import load_resume, previous_state, save_resume
 from drconv.engine.metrics_log import MetricsLog
 from drconv.engine.run_folder import RunFolder
@@ -33,13 +31,11 @@ from drconv.errors import DataError, RunFolderError, UserError, WeightsError, pr
 from drconv.files import keep_copy, replace_file
 from drconv.messages import one_line
 from drconv.migrations import SCHEMA
-from drconv.stored_yaml import read_stored_yaml
 from drconv.weights import load_weights, output_names, save_weights
 from tests.corpus import USED, damages, write_pictures, write_weights
 
 MEMORY = 700_000_000  # bytes that reading any of the pictures may take on top of the process's own
 SECONDS = 60  # for all of them
-FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def read_all(folder: Path, names: list[str], results: Connection) -> None:
@@ -243,17 +239,6 @@ def test_a_damaged_log_is_told_and_goes_on(tmp_path: Path, number: int) -> None:
     assert not MetricsLog(path, again.sync(), 8, False).is_damaged
 
 
-@FUZZ
-@given(st.binary(max_size=300))
-def test_any_log_is_read(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "metrics.jsonl"
-    for text in (content, b'{"step": 1, "split": "train"}\n' + content):
-        path.write_bytes(text)
-        log = MetricsLog(path, None, 5, True)
-        log.append(entry(6))
-        assert json.loads(path.read_bytes().splitlines()[-1]) == entry(6)
-
-
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
     for before, name in zip("abcdefghi", "bcdefghij", strict=True)
@@ -286,14 +271,6 @@ def test_stored_configurations_are_data(
     assert "hush" not in str(caught.value)
     assert "\n" not in str(one_line(caught.value))
     assert not Path("trace").exists()
-
-
-@FUZZ
-@given(st.binary(max_size=200) | st.text(alphabet="{}[]&*!|>:- \n${}ab1", max_size=60).map(str.encode))
-def test_any_stored_yaml_is_read_or_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "config.yaml").write_bytes(content)
-    with suppress(ValueError):
-        assert isinstance(read_stored_yaml(tmp_path / "config.yaml"), dict)
 
 
 def test_files_of_a_folder_are_damaged_in_every_way(make_config: Callable[..., Config]) -> None:
@@ -364,23 +341,6 @@ def test_a_compressed_index_is_refused(tmp_path: Path, caplog: pytest.LogCapture
         np.savez_compressed(path, **dict(stored))
     assert load_index(folder) is None
     assert "compressed" in caplog.text
-
-
-@FUZZ
-@given(st.binary(max_size=200), st.integers(0, 10_000))
-def test_any_index_is_read_or_refused(tmp_path: Path, content: bytes, place: int) -> None:
-    folder = tmp_path / "train"
-    if not folder.exists():
-        make_tree(tmp_path)
-        save_index(scan_class_folders(folder))
-        tmp_path.joinpath("good").write_bytes(index_file(folder).read_bytes())
-    good = tmp_path.joinpath("good").read_bytes()
-    place %= len(good)
-    index_file(folder).write_bytes(good[:place] + content + good[place + len(content) :])
-    index = load_index(folder)
-    assert index is None or len(index) == 2
-    index_file(folder).write_bytes(content)
-    assert load_index(folder) is None
 
 
 def test_links_in_circles_and_links_to_nothing(tmp_path: Path) -> None:
