@@ -124,7 +124,18 @@ def _check_inside(points: Points, size: tuple[int, int]) -> None:
 
 
 def read_landmarks(path: Path) -> Iterator[tuple[str, Points | None]]:
-    """Name and points (5, 2) of every row; None where a row has not ten numbers."""
+    """Name and points (5, 2) of every row; None where a row has not ten numbers.
+
+    Raises:
+        DataError: the file is no table of texts.
+    """
+    try:
+        yield from _rows(path)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is no landmark file ({error}); expected rows of path, x1, y1, ..., x5, y5") from None
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Points | None]]:
     with open(path, newline="") as file:
         first = file.readline()
         file.seek(0)

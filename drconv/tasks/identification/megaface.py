@@ -12,12 +12,13 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from drconv.errors import DataError
-from drconv.files import replace_file
+from drconv.files import read_json, replace_file
 from drconv.tasks.identification.rank import Floats, normalise
 
 _TYPES: dict[int, np.dtype[np.floating]] = {5: np.dtype("<f4"), 6: np.dtype("<f8")}
@@ -38,8 +39,8 @@ def read_list(path: Path) -> TemplateList:
         DataError: it is no such list, names a picture twice, or has another number of ids than of paths.
     """
     try:
-        content = json.loads(path.read_text())
-        paths, ids = [str(entry) for entry in content["path"]], content.get("id")
+        content = read_json(path)
+        paths, ids = _texts(content["path"]), _texts(content["id"]) if content.get("id") is not None else None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f'{path} is no list of the devkit ({error}); expected {{"path": [...], "id": [...]}}') from None
     if len(set(paths)) != len(paths):
@@ -51,6 +52,13 @@ def read_list(path: Path) -> TemplateList:
         raise DataError(f"{path} has {len(paths)} paths and {len(ids)} ids; correct the list")
     numbers = {name: number for number, name in enumerate(dict.fromkeys(ids))}
     return TemplateList(paths, np.array([numbers[name] for name in ids], np.int64))
+
+
+def _texts(entries: Any) -> list[str]:
+    """Names and ids may be numbers."""
+    if not isinstance(entries, list) or not all(isinstance(entry, str | int) for entry in entries):
+        raise TypeError(f"{entries!r:.60} is no list of texts")
+    return [str(entry) for entry in entries]
 
 
 def write_list(path: Path, paths: Sequence[str], ids: Sequence[str] | None = None) -> None:
