@@ -12,8 +12,9 @@ from pycocotools import mask as rle
 
 from drconv.errors import DataError
 from drconv.tasks.detection import index as index_module
-from drconv.tasks.detection.annotations import decode_mask, expand_runs, read_annotations
+from drconv.tasks.detection.annotations import read_annotations
 from drconv.tasks.detection.index import load_coco
+from drconv.tasks.detection.runs import decode_mask, expand_runs
 
 ROWS, COLUMNS = 40, 60
 SQUARE = np.zeros((ROWS, COLUMNS), dtype=np.uint8)
@@ -45,7 +46,7 @@ def annotation(**changes: Any) -> Record:
     } | changes
 
 
-def write(folder: Path, annotations: list[Record], **changes: Any) -> Path:
+def write(folder: Path, annotations: list[Any], **changes: Any) -> Path:
     content = {
         "images": [{"id": 7, "file_name": "a.jpg", "height": ROWS, "width": COLUMNS}],
         "categories": [{"id": 3, "name": "cat"}, {"id": 1, "name": "ant"}],
@@ -109,7 +110,24 @@ def test_parts_that_are_no_polygon_are_left_out(tmp_path: Path, parts: list[list
         ({"category_id": 2}, "annotation 1 .* has category 2, which is not among"),
         ({"image_id": 9}, "annotation 1 .* belongs to picture 9, which is not listed"),
         ({"bbox": [1, 2, 3]}, "not x, y, width, height"),
-        ({"bbox": [1, 2, 3, float("nan")]}, "not finite"),
+        ({"bbox": [1, 2, 3, float("nan")]}, "in finite numbers"),
+        ({"bbox": [10**400, 1, 1, 1]}, "in finite numbers"),
+        ({"bbox": ["1", "1", "2", "2"]}, "in finite numbers"),
+        # pycocotools ends the interpreter on these, or never comes back
+        ({"segmentation": [[1, 1, float("nan"), 1, 11, 11]]}, "a polygon's corner at nan, far outside"),
+        ({"segmentation": [[1, 1, float("inf"), 1, 11, 11]]}, "a polygon's corner at inf, far outside"),
+        ({"segmentation": [[1, 1, 1e9, 1, 11, 11]]}, "a polygon's corner at 1000000000.0, far outside"),
+        ({"segmentation": [[1, -1e18, 9, 1, 11, 11]]}, "far outside its picture of 40 rows and 60 columns"),
+        ({"segmentation": [["1"] * 6]}, "polygons that are not numbers"),
+        ({"segmentation": {"size": [ROWS, COLUMNS], "counts": [2**40, 2400 - 2**40]}}, "runs of 2400 pixels"),
+        ({"segmentation": {"size": [ROWS, COLUMNS], "counts": [1200.5, 1199.5]}}, "neither a list of whole numbers"),
+        ({"segmentation": {"size": [ROWS, COLUMNS], "counts": "o" * 300_000}}, "cannot be decoded"),
+        ({"segmentation": {"size": 5, "counts": [2400]}}, "a mask of 5 for a picture"),
+        ({"area": "100"}, "has the area '100', which is no number"),
+        ({"iscrowd": "0"}, "has iscrowd '0', which is neither 0 nor 1"),
+        ({"image_id": [7]}, r"belongs to picture \[7\]"),
+        ({"category_id": [3]}, r"has category \[3\]"),
+        ({"category_id": True}, "has category True"),
     ],
 )
 def test_contradictions_are_refused_by_name(tmp_path: Path, changes: Record, message: str) -> None:
@@ -122,9 +140,40 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     path.write_text("[]")
     with pytest.raises(DataError, match=r"captions\.json is no COCO annotation file"):
         read_annotations(path)
+    path.write_text("[" * 200_000)
+    with pytest.raises(DataError, match=r"captions\.json is no COCO annotation file"):
+        read_annotations(path)
     twice = [{"id": 7, "file_name": "a.jpg", "height": 1, "width": 1}] * 2
     with pytest.raises(DataError, match="lists 1 pictures twice"):
         read(tmp_path, [], images=twice)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": None}, "images is no list of records"),
+        ({"annotations": ["x"]}, "annotations is no list of records"),
+        ({"categories": [{"id": 3}]}, "category .* lacks a whole number as id, or a name"),
+        ({"categories": [{"id": 1.5, "name": "x"}]}, "category .* lacks a whole number as id"),
+        *(
+            ({"images": [{"id": 7, "file_name": "a.jpg", "height": ROWS, "width": COLUMNS} | change]}, message)
+            for change, message in (
+                ({"id": [7]}, "the id is no whole number or text"),
+                ({"id": None}, "the id is no whole number or text"),
+                ({"height": 40.7}, "height or width is no whole number"),
+                ({"height": float("inf")}, "height or width is no whole number"),
+                ({"height": 10**12}, "more than 1073741824 pixels"),
+                ({"height": 10**6, "width": 10**6}, "more than 1073741824 pixels"),
+                ({"file_name": "\ud800.jpg"}, "surrogates not allowed"),
+                ({"file_name": ["a"]}, "there is no file name"),
+            )
+        ),
+    ],
+)
+def test_records_of_another_kind_are_refused(changes: Record, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        read(tmp_path, **({"annotations": [annotation()]} | changes))
+    assert "instances.json" in str(caught.value)
 
 
 @pytest.mark.parametrize(

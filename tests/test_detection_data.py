@@ -15,8 +15,8 @@ from drconv.config import DataConfig
 from drconv.data import train_loader
 from drconv.errors import DataError
 from drconv.tasks.detection import transforms
-from drconv.tasks.detection.annotations import decode_mask
 from drconv.tasks.detection.dataset import CocoDataset, build_dataset
+from drconv.tasks.detection.runs import decode_mask
 from drconv.tasks.detection.transforms import Change
 from tests.coco import box, grey, scenes_root, write_coco
 

@@ -142,7 +142,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path], Any]]] = {
     "landmarks": ("landmarks.txt", write_text("a.jpg 1 2 3 4 5 6 7 8 9 10\n"), landmarks_of),
     "COCO": ("instances.json", lambda path: write_coco(path.parent, [annotation()]), coco_of),
 }
-JSON_READERS = ["record", "list"]
+JSON_READERS = ["record", "list", "COCO"]
 
 
 @pytest.mark.parametrize("kind", READERS)

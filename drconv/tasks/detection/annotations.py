@@ -5,20 +5,19 @@ looked up by their id: those of the 2014 lists repeat, and an id of 0 is "no mat
 """
 
 import json
-import math
+import os
+import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
-
-import numpy as np
-from numpy.typing import NDArray
-from pycocotools import mask as rle
+from typing import Any, NoReturn, TypeGuard
 
 from drconv.errors import DataError
+from drconv.tasks.detection.runs import compress, count_pixels
 
 Record = dict[str, Any]
 NAMED = 3  # annotations that a finding names
+MOST_PIXELS = 2**30  # of a picture
 
 
 @dataclass
@@ -96,11 +95,11 @@ def read_annotations(path: Path) -> Contents:
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
-        records = {key: content[key] for key in ("images", "annotations", "categories")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        records = {key: _records(content, key) for key in ("images", "annotations", "categories")}
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is no COCO annotation file ({type(error).__name__}: {error})") from None
     reader = _Reader(path)
-    categories = sorted((int(record["id"]), str(record["name"])) for record in records["categories"])
+    categories = reader.categories(records["categories"])
     labels = {key: label for label, (key, _) in enumerate(categories, 1)}
     if len(labels) != len(categories):
         raise DataError(f"{path} has two categories of one id; give every category an id of its own")
@@ -114,6 +113,23 @@ def read_annotations(path: Path) -> Contents:
     return Contents(categories, pictures, annotations, reader.findings)
 
 
+def _records(content: Any, key: str) -> list[Record]:
+    records = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise ValueError(f"{key} is no list of records")
+    return records
+
+
+def _is_key(value: object) -> TypeGuard[int | str]:
+    """Ids of pictures are whole numbers or texts; True is neither."""
+    return type(value) in (int, str)
+
+
+def _is_number(value: Any) -> bool:
+    """A finite one that fits a float."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # which no NaN is
+
+
 class _Reader:
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -122,48 +138,58 @@ class _Reader:
     def refuse(self, key: object, reason: str) -> NoReturn:
         raise DataError(f"annotation {key} of {self.path} {reason}; correct or remove it")
 
+    def categories(self, records: list[Record]) -> list[tuple[int, str]]:
+        """Id and name of each, sorted by id."""
+        for record in records:
+            if type(record.get("id")) is not int or not isinstance(record.get("name"), str):
+                raise DataError(f"category {record!r:.80} of {self.path} lacks a whole number as id, or a name")
+        return sorted((record["id"], record["name"]) for record in records)
+
     def picture(self, record: Record) -> Picture:
+        key, name, height, width = (record.get(name) for name in ("id", "file_name", "height", "width"))
         try:
-            size = int(record["height"]), int(record["width"])
-            picture = Picture(record["id"], str(record["file_name"]), size)
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"picture {record} of {self.path} lacks id, file_name, height or width ({error})") from None
-        if min(size) < 1:
-            raise DataError(f"picture {picture.key} of {self.path} has {size[0]} rows and {size[1]} columns")
-        return picture
+            if not _is_key(key):
+                raise ValueError("the id is no whole number or text")
+            if not isinstance(name, str) or not os.fsencode(name):
+                raise ValueError("there is no file name")
+            if type(height) is not int or type(width) is not int or min(height, width) < 1:
+                raise ValueError("height or width is no whole number above 0")
+            if height * width > MOST_PIXELS:
+                raise ValueError(f"it has more than {MOST_PIXELS} pixels")
+        except ValueError as error:
+            raise DataError(f"picture {record!r:.120} of {self.path} cannot be used: {error}") from None
+        return Picture(key, name, (height, width))
 
     def annotation(
         self, record: Record, pictures: list[Picture], positions: dict[int | str, int], labels: dict[int, int]
     ) -> Annotation:
-        key = record.get("id")
-        if record.get("image_id") not in positions:
-            self.refuse(key, f"belongs to picture {record.get('image_id')!r}, which is not listed")
-        if record.get("category_id") not in labels:
-            self.refuse(key, f"has category {record.get('category_id')!r}, which is not among the categories")
-        position = positions[record["image_id"]]
+        key, picture, category = record.get("id"), record.get("image_id"), record.get("category_id")
+        if not _is_key(picture) or picture not in positions:
+            self.refuse(key, f"belongs to picture {picture!r:.40}, which is not listed")
+        if type(category) is not int or category not in labels:
+            self.refuse(key, f"has category {category!r:.40}, which is not among the categories")
+        crowd = record.get("iscrowd") or 0
+        if crowd not in (0, 1):
+            self.refuse(key, f"has iscrowd {crowd!r:.40}, which is neither 0 nor 1")
+        position = positions[picture]
         size = pictures[position].size
         box = self.box(record)
         mask = self.mask(record, size)
-        pixels = int(rle.area({"size": size, "counts": mask})) if mask else 0
-        area = record.get("area")
-        if area is None or not math.isfinite(area):
-            self.findings.add("annotations without area, which is taken from mask or box", key)
-            area = pixels if mask else max(0.0, box[2]) * max(0.0, box[3])
-        is_crowd = bool(record.get("iscrowd", 0))
-        is_trained = not is_crowd and self.has_extent(key, box, size)
+        pixels = count_pixels(mask, size)
+        area = self.area(record, box, pixels if mask else None)
+        is_trained = not crowd and self.has_extent(key, box, size)
         if is_trained and mask and not pixels:
             self.findings.add("masks without a pixel, which are not trained on", key)
             is_trained = False
-        return Annotation(position, labels[record["category_id"]], box, float(area), is_crowd, is_trained, mask)
+        return Annotation(position, labels[category], box, area, bool(crowd), is_trained, mask)
 
     def box(self, record: Record) -> tuple[float, float, float, float]:
         box = record.get("bbox")
-        try:
-            x, y, width, height = (float(number) for number in box)  # type: ignore[union-attr]
-        except (TypeError, ValueError):
-            self.refuse(record.get("id"), f"has the box {box!r}, which is not x, y, width, height")
-        if not all(map(math.isfinite, (x, y, width, height))):
-            self.refuse(record.get("id"), f"has the box {box!r}, which is not finite")
+        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+            self.refuse(
+                record.get("id"), f"has the box {box!r:.80}, which is not x, y, width, height in finite numbers"
+            )
+        x, y, width, height = map(float, box)
         return x, y, width, height
 
     def has_extent(self, key: object, box: tuple[float, ...], size: tuple[int, int]) -> bool:
@@ -175,36 +201,24 @@ class _Reader:
 
     def mask(self, record: Record, size: tuple[int, int]) -> bytes:
         """The mask as compressed runs; empty where there is none."""
-        segmentation = record.get("segmentation")
-        key = record.get("id")
-        if isinstance(segmentation, dict):
-            return self.runs(key, segmentation, size)
-        if not segmentation:
-            return b""
-        if not isinstance(segmentation, list) or not all(isinstance(part, list) for part in segmentation):
-            self.refuse(key, "has a segmentation that is neither a list of polygons nor runs (size and counts)")
-        parts = [part for part in segmentation if len(part) >= 6 and len(part) % 2 == 0]
-        if len(parts) < len(segmentation):
-            self.findings.add("polygons of fewer than three corners, or half of one, which are left out", key)
-        if not parts:
-            return b""
         try:
-            return rle.merge(rle.frPyObjects(parts, *size))["counts"]
-        except (TypeError, ValueError) as error:
-            self.refuse(key, f"has polygons that are not numbers ({error})")
+            mask, has_other_parts = compress(record.get("segmentation"), size)
+        except ValueError as error:
+            self.refuse(record.get("id"), str(error))
+        if has_other_parts:
+            self.findings.add(
+                "polygons of fewer than three corners, or half of one, which are left out", record.get("id")
+            )
+        return mask
 
-    def runs(self, key: object, segmentation: Record, size: tuple[int, int]) -> bytes:
-        counts, own = segmentation.get("counts"), segmentation.get("size")
-        if list(own or []) != list(size):
-            self.refuse(key, f"has a mask of {own} for a picture of {list(size)}, rows and columns")
-        try:
-            lengths = counts if isinstance(counts, list) else expand_runs(counts)  # type: ignore[arg-type]
-            total, shortest = sum(lengths), min(lengths, default=0)
-        except (TypeError, AttributeError, IndexError) as error:
-            self.refuse(key, f"has runs that cannot be decoded ({type(error).__name__}: {error})")
-        if total != size[0] * size[1] or shortest < 0:
-            self.refuse(key, f"has runs of {total} pixels for a picture of {size[0] * size[1]}")
-        return rle.frPyObjects({"size": list(size), "counts": lengths}, *size)["counts"]
+    def area(self, record: Record, box: tuple[float, ...], mask_pixels: int | None) -> float:
+        area = record.get("area")
+        if area is not None and not _is_number(area) and area == area:
+            self.refuse(record.get("id"), f"has the area {area!r:.40}, which is no number")
+        if area is not None and area >= 0:
+            return float(area)
+        self.findings.add("annotations without area, which is taken from mask or box", record.get("id"))
+        return float(mask_pixels if mask_pixels is not None else max(0.0, box[2]) * max(0.0, box[3]))
 
     def check_boxes(self, annotations: list[Annotation], pictures: list[Picture]) -> None:
         """Corners in place of width and height leave the pictures; a few boxes may."""
@@ -225,42 +239,8 @@ class _Reader:
                 self.findings.add("ids that several annotations share, which is harmless here", key)
 
 
-def expand_runs(counts: str | bytes) -> list[int]:
-    """Lengths of the runs of COCO's compressed form, which pycocotools decodes without a check.
-
-    Characters from "0" on hold five bits of a number, lowest first, and one bit that says whether more follow; from the
-    fourth number on it is the difference to the last but one.
-    """
-    data = counts.encode("ascii", "replace") if isinstance(counts, str) else counts
-    lengths: list[int] = []
-    place = 0
-    while place < len(data):
-        number = shift = 0
-        more = True
-        while more:
-            bits = data[place] - 48
-            place += 1
-            number |= (bits & 31) << shift
-            shift += 5
-            more = bool(bits & 32)
-        if bits & 16:
-            number -= 1 << shift
-        lengths.append(number + (lengths[-2] if len(lengths) > 2 else 0))
-    return lengths
-
-
 def clip_box(box: tuple[float, ...], size: tuple[int, int]) -> tuple[float, float, float, float]:
     """x, y, width, height as corners x1, y1, x2, y2 within a picture of so many rows and columns."""
     x, y, width, height = box
     rows, columns = size
     return max(0.0, x), max(0.0, y), min(float(columns), x + width), min(float(rows), y + height)
-
-
-def decode_mask(mask: bytes, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """uint8 (rows, columns) from compressed runs."""
-    return rle.decode({"size": list(size), "counts": mask})
-
-
-def decode_masks(masks: list[bytes], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """uint8 (rows, columns, n), in Fortran order."""
-    return rle.decode([{"size": list(size), "counts": mask} for mask in masks])

@@ -10,7 +10,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from drconv.config import CocoConfig
-from drconv.tasks.detection.annotations import decode_masks
+from drconv.tasks.detection.runs import decode_masks
 
 Size = tuple[int, int]
 
