@@ -79,10 +79,26 @@ def name_experiment(config: Config, chosen: str | None = None) -> None:
     if experiment.same_as is not None:
         if not is_experiment(experiment.same_as):
             raise ConfigError(f"experiment.same_as={experiment.same_as} is no experiment; leave the key out")
+        _check_same(experiment.same_as)
         print(f"note: the same run as experiment={experiment.same_as}, which is trained; its record counts for both")
         chosen = experiment.same_as
         experiment.same_as = None
     experiment.id = experiment.id or chosen
+
+
+def _check_same(row: str) -> None:
+    """A row of the tables is trained in the place of the run only where the files say so, and with its own network.
+
+    Raises:
+        ConfigError: ``experiment.same_as`` or another network was typed.
+    """
+    overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    for key in ("experiment.same_as", "model"):
+        if any(override.lstrip("+").startswith(f"{key}=") for override in overrides):
+            raise ConfigError(
+                f"{key}= beside experiment.same_as={row} would give that row the result of another run; type "
+                f"experiment={row} for it, or leave experiment out"
+            )
 
 
 def config_of_run(arguments: list[str]) -> Config | None:

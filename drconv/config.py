@@ -89,6 +89,7 @@ class AugmentConfig:
     flip: float = 0.5  # probability of a horizontal flip
     jitter: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # brightness, contrast, saturation
     rotate: float = 0.0  # degrees, either way
+    autoaugment: bool = False  # classification: a policy of AutoAugment for ImageNet, drawn for each picture
 
 
 @dataclass
@@ -159,11 +160,13 @@ class GroupConfig:
 
 @dataclass
 class OptimizerConfig:
-    """SGD."""
+    """SGD, or TensorFlow's form of RMSprop."""
 
+    name: str = "sgd"  # sgd, rmsprop
     lr: float = MISSING  # at the recipe's batch size; never rescaled behind the user's back
     momentum: float = 0.9  # share of the last step that is taken again
-    nesterov: bool = False  # true: the gradient is that after the momentum's step
+    nesterov: bool = False  # sgd: true takes the gradient after the momentum's step
+    eps: float = 1.0  # rmsprop: added to the mean square below the root
     weight_decay: float = 4e-5  # pull of the weights towards 0, added to the gradient
     decay: str = "matrices"  # matrices: weights with more than one dimension (the original's rule); all: everything
     guide_lr: float = 1.0  # factor on the learning rate of the guides
@@ -175,9 +178,10 @@ class OptimizerConfig:
 class ScheduleConfig:
     """The learning rate over the run."""
 
-    name: str = "linear"  # linear (to 0), cosine (to 0), multistep, constant
+    name: str = "linear"  # linear (to 0), cosine (to 0), multistep, exponential, constant
     milestones: list[int] = field(default_factory=list)  # multistep: steps at which the rate is multiplied by gamma
-    gamma: float = 0.1  # multistep: factor at each milestone
+    gamma: float = 0.1  # multistep: factor at each milestone; exponential: after each interval
+    interval: int | None = None  # exponential: steps after which the rate is multiplied by gamma
     warmup_steps: int = 0  # steps at the start in which the rate grows
     warmup_factor: float = 0.0  # the rate's factor at step 0, linear to 1 at warmup_steps
 
@@ -187,6 +191,7 @@ class ClassificationConfig:
     """Options of task.name=classification."""
 
     label_smoothing: float = 0.0  # share of each label that is spread over all classes
+    mixup: float = 0.0  # alpha of the Beta distribution by which pictures of a batch are mixed in pairs; 0: not mixed
 
 
 @dataclass

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
-from drconv.config import Config, FacesConfig, TaskConfig
+from drconv.config import Config, FacesConfig, ScheduleConfig, TaskConfig
 from drconv.config_detection import SECTIONS, detection_problems
 from drconv.config_ranges import range_problems
 from drconv.errors import ConfigError
@@ -34,8 +34,9 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "data.channel_order": ("rgb", "bgr"),
     "data.broken": ("error", "skip"),
     "task.identification.margin_loss": ("am_softmax", "cosface", "arcface"),
+    "recipe.optimizer.name": ("sgd", "rmsprop"),
     "recipe.optimizer.decay": ("matrices", "all"),
-    "recipe.schedule.name": ("linear", "cosine", "multistep", "constant"),
+    "recipe.schedule.name": ("linear", "cosine", "multistep", "exponential", "constant"),
     "runtime.device": ("auto", "cpu", "cuda"),
     "runtime.precision": ("fp32", "bf16", "fp16"),
     "runtime.kernel": (None, "reference", "torch", "cpu", "triton"),
@@ -155,11 +156,26 @@ def _single_values(config: Config) -> Iterator[str]:
 def _length_and_schedule(config: Config) -> Iterator[str]:
     recipe, schedule = config.recipe, config.recipe.schedule
     if (recipe.steps is None) == (recipe.epochs is None):
-        yield f"give either recipe.steps or recipe.epochs; found steps={recipe.steps}, epochs={recipe.epochs}"
+        hint = (
+            "" if recipe.steps is None else "; for so many steps add recipe.epochs=null, for epochs recipe.steps=null"
+        )
+        found = f"steps={recipe.steps}, epochs={recipe.epochs}"
+        yield f"give either recipe.steps or recipe.epochs; found {found}{hint}"
     if recipe.steps is not None:
         yield from length_problems(config, recipe.steps)
     if recipe.optimizer.nesterov and not recipe.optimizer.momentum > 0:
         yield "recipe.optimizer.nesterov=true needs recipe.optimizer.momentum above 0"
+    if recipe.optimizer.nesterov and recipe.optimizer.name != "sgd":
+        yield f"recipe.optimizer.nesterov=true has no effect under recipe.optimizer.name={recipe.optimizer.name}"
+    yield from _schedule(schedule)
+
+
+def _schedule(schedule: ScheduleConfig) -> Iterator[str]:
+    if (schedule.name == "exponential") != (schedule.interval is not None):
+        yield (
+            f"recipe.schedule.interval={schedule.interval} does not fit recipe.schedule.name={schedule.name}: "
+            f"exponential needs a number of steps, the others null"
+        )
     if schedule.name == "multistep" and not schedule.milestones:
         yield "recipe.schedule.name=multistep needs recipe.schedule.milestones, a list of steps"
     if schedule.name != "multistep" and schedule.milestones:
@@ -240,6 +256,8 @@ def _task(config: Config) -> Iterator[str]:
     if metric is not None and entry.full_name(metric) is None:
         known = ", ".join(entry.metrics)
         yield f"experiment.metric={metric} is no metric of task.name={config.task.name}, which has {known}"
+    if config.data.augment.autoaugment and config.task.name in set(TASKS) - {"classification"}:
+        yield f"data.augment.autoaugment=true has no effect under task.name={config.task.name}"
     if config.task.name in TaskConfig.__dataclass_fields__ and config.task.options:
         yield f"task.options are for tasks from outside; those of {config.task.name} lie in task.{config.task.name}"
 

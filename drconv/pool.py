@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ from types import FrameType
 from typing import Self
 
 POLL_S = 0.1
+PARENT = "DRCONV_PARENT"  # in the environment of a job: the process that started it
+ORPHAN_S = 1.0  # how often a job looks for that
 REPEAT_S = 5.0  # a signal that comes again after so long ends the jobs at once
 
 
@@ -99,7 +102,7 @@ class Pool:
         with job.output.open("ab") as output:
             process = subprocess.Popen(
                 job.command,
-                env={**os.environ, **job.environment, **own},
+                env={**os.environ, **job.environment, **own, PARENT: str(os.getpid())},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -120,6 +123,18 @@ class Pool:
                 _send(running.process, signal.SIGTERM)
             else:
                 os.killpg(running.process.pid, signal.SIGKILL)
+
+
+def stop_with_parent() -> None:
+    """In a job: from now on it is asked to save and stop once the pool's process is gone, killed or not."""
+    if parent := os.environ.get(PARENT):
+        threading.Thread(target=_stop_without, args=(int(parent),), daemon=True).start()
+
+
+def _stop_without(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(ORPHAN_S)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _send(process: subprocess.Popen, number: signal.Signals) -> None:

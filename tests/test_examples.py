@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -32,3 +33,17 @@ def test_page_shows_the_example() -> None:
     blocks = re.findall(r"```python\n(.*?)```", page, re.S)
     source = (ROOT / "examples/drconv_layer.py").read_text()
     assert source.split('"""\n\n', 1)[1] in blocks
+
+
+def test_the_tutorials_network_learns_and_is_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("onnxruntime")
+    tutorial = runpy.run_path(str(ROOT / "examples/tutorial/own_network.py"))
+    monkeypatch.setitem(tutorial["train"].__globals__, "EPOCHS", 2)
+    tutorial["main"](tmp_path)
+    printed = capsys.readouterr().out
+    shown = re.findall(r"^    (layer  now.*?)\n\n", (ROOT / "docs/tutorial.md").read_text(), re.M | re.S)
+    assert shown[0].replace("\n    ", "\n") in printed.replace(" \n", "\n")
+    assert float(re.findall(r"([\d.]+) % of 360", printed)[0]) > 30  # by chance 10
+    assert {"regions.png", "own.onnx"} <= {path.name for path in tmp_path.iterdir()}

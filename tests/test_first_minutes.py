@@ -162,9 +162,10 @@ def test_first_and_last_lines(
     config = make_config("recipe.steps=3")
     value = train.train(config)
     lines = capsys.readouterr().out.splitlines()
-    starts = [line.split(":")[0] for line in lines[:5]]
+    starts = [line.split(":")[0] for line in lines[1:6]]
+    assert lines[0] == f"{config.run}: loading torch and the data"  # at once, before seconds of imports
     assert starts == ["note", "data", "recipe", "folder", "network"]
-    parameters, products = re.search(r"([\d.]+)M parameters, ([\d.]+)M multiply-adds at 32x32", lines[4]).groups()
+    parameters, products = re.search(r"([\d.]+)M parameters, ([\d.]+)M multiply-adds at 32x32", lines[5]).groups()
     from drconv import count_cost
     from models import create_model
 

@@ -8,12 +8,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from drconv.compose import as_yaml
+from drconv.compose import as_yaml, compose_command
 from drconv.config import Config
 from drconv.config_check import validate
 from drconv.engine.run_folder import REPLACED, RunFolder, check_folder
 from drconv.errors import ConfigError, RunFolderError, WeightsError
 from drconv.messages import one_line
+from drconv.paths import CONFIGS
 from drconv.weights import load_backbone, load_weights
 
 Make = Callable[..., Config]
@@ -71,6 +72,18 @@ def test_one_line_that_shows_a_way_out(make_config: Make, override: str, finding
     assert line is not None
     assert finding in line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["model=drconv_shufflenetv2_1x", "experiment.same_as=table1/shufflenetv2_1x"],
+        ["experiment=fig4/drconv_shufflenetv2_1x", "model=shufflenetv2_1x", "data.root=."],
+    ],
+)
+def test_another_network_does_not_become_a_row(arguments: list[str]) -> None:
+    with pytest.raises(ConfigError, match="would give that row the result of another run"):
+        compose_command(arguments, CONFIGS)
 
 
 def test_layers_of_a_plain_network_are_refused(make_config: Make) -> None:

@@ -13,7 +13,8 @@ import pytest
 from drconv.config import Config
 from drconv.engine import launch
 from drconv.engine.ranks import Ranks
-from drconv.errors import ConfigError, RankError
+from drconv.errors import ConfigError, InterruptedRunError, RankError
+from drconv.run_status import note_end, note_start, read_status
 from drconv.world import STORE
 
 
@@ -107,3 +108,23 @@ def test_a_rank_that_failed_stays_in_its_group(monkeypatch: pytest.MonkeyPatch) 
     assert not left
     Ranks(Config()).leave()
     assert left
+
+
+def test_status_has_the_reason_of_the_rank_that_failed_first(tmp_path: Path) -> None:
+    """Rank 0 noted its own end, a consequence; a run that computes or was stopped keeps what it has."""
+    note_start(tmp_path, 10, 4, 5, "val/top1")
+    (tmp_path / "config.yaml").touch()
+    note_end(tmp_path, "failed", "rank 1 left the group")
+    launch._note_failure(tmp_path, RankError("rank 1 failed: a shelf fell"))
+    assert read_status(tmp_path).reason == "rank 1 failed: a shelf fell"
+    note_end(tmp_path, "stopped", "by hand")
+    launch._note_failure(tmp_path, RankError("another folder was meant"))
+    assert read_status(tmp_path).reason == "by hand"
+
+
+def test_ctrl_c_outside_of_the_steps_says_what_is_saved(make_config: Callable[..., Config]) -> None:
+    def interrupted(config: Config) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(InterruptedRunError, match="no state was saved yet, the same command begins again"):
+        launch.launch(interrupted, make_config())

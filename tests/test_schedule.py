@@ -27,6 +27,7 @@ def torch_factors(make: type, **options: object) -> list[float]:
         (ScheduleConfig("linear"), (lr_scheduler.LambdaLR, {"lr_lambda": lambda step: 1.0 - step / STEPS})),
         (ScheduleConfig("cosine"), (lr_scheduler.CosineAnnealingLR, {"T_max": STEPS})),
         (ScheduleConfig("multistep", [10, 30], 0.1), (lr_scheduler.MultiStepLR, {"milestones": [10, 30]})),
+        (ScheduleConfig("exponential", gamma=0.9, interval=7), (lr_scheduler.StepLR, {"step_size": 7, "gamma": 0.9})),
         (
             ScheduleConfig("constant", warmup_steps=20, warmup_factor=1 / 3),
             (lr_scheduler.LinearLR, {"start_factor": 1 / 3, "total_iters": 20}),

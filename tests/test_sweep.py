@@ -237,3 +237,29 @@ def test_the_wandb_sweep_composes() -> None:
     names = {str(compose_command(prepare(job, CONFIGS), CONFIGS).run) for job in jobs}
     assert len(names) == 6
     assert content["metric"]["name"] == find_entry(TaskConfig()).headline.metric
+
+
+def test_a_job_is_asked_to_stop_once_its_pool_is_gone(tmp_path: Path) -> None:
+    """The pool is killed with SIGKILL; the job, which has looked at its parent since, gets SIGTERM and can save."""
+    job = (
+        "import pathlib, signal, sys, time; from drconv.pool import stop_with_parent; "
+        "signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path('saved').touch(), sys.exit(143))); "
+        "stop_with_parent(); pathlib.Path('runs').touch(); time.sleep(60)"
+    )
+    pool = (
+        "import pathlib, sys; from drconv.pool import Job, Pool; pool = Pool(['0'], None, print, print); "
+        f"pool.run([Job(0, [sys.executable, '-c', {job!r}], 1, pathlib.Path('log'))])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen([sys.executable, "-c", pool], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    wait_for(tmp_path / "runs")
+    parent.kill()
+    parent.wait()
+    wait_for(tmp_path / "saved")
+
+
+def wait_for(path: Path) -> None:
+    end = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < end, f"{path.name} did not appear"
+        time.sleep(0.1)

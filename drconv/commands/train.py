@@ -11,6 +11,7 @@ def train(config: Config) -> float:
     from drconv.engine.run_folder import check_folder
 
     check_folder(config)  # before the seconds that torch takes to import
+    print(f"{config.run}: loading torch and the data", flush=True)
     return launch(worker, config)
 
 

@@ -25,6 +25,8 @@ from drconv.engine.run_folder import RunFolder
 from drconv.errors import RankError, RunFolderError, UserError, stopped_by
 from drconv.files import replace_file
 from drconv.messages import one_line
+from drconv.pool import stop_with_parent
+from drconv.run_status import FAILED, is_owned, note_end, read_status
 from drconv.world import STORE, is_started_elsewhere, num_ranks
 
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # those that torch's launcher handles
@@ -41,9 +43,10 @@ def launch(worker: Callable[[Config], Any], config: Config) -> Any:
     configuration that was composed once: ranks that compose for themselves can disagree.
     """
     set_threads(config)
+    stop_with_parent()
     outlast_readers()
     if is_started_elsewhere(config) or config.runtime.devices == 1:
-        return worker(config)
+        return _alone(worker, config)
     from torch.distributed.elastic.multiprocessing import SignalException
 
     try:
@@ -53,6 +56,14 @@ def launch(worker: Callable[[Config], Any], config: Config) -> Any:
     except SignalException as error:
         saved = _what_is_saved(RunFolder(Path(str(config.run))))
         raise stopped_by(error.sigval.name, f"; {saved}") from None
+
+
+def _alone(worker: Callable[[Config], Any], config: Config) -> Any:
+    """Ctrl-C before the first step and after the last is no request to the trainer, and ends with what is saved too."""
+    try:
+        return worker(config)
+    except KeyboardInterrupt:
+        raise stopped_by("SIGINT", f"; {_what_is_saved(RunFolder(Path(str(config.run))))}") from None
 
 
 @contextlib.contextmanager
@@ -104,7 +115,9 @@ def _start_and_wait(worker: Callable[[Config], Any], config: Config, private: Pa
     if outcome is not None and not outcome.is_failed():
         return outcome.return_values[0]
     failed = {} if outcome is None else {rank: failure.exitcode for rank, failure in outcome.failures.items()}
-    raise _first_failure(private, failed)
+    failure = _first_failure(private, failed)
+    _note_failure(Path(str(config.run)), failure)
+    raise failure
 
 
 def _environment(rank: int, ranks: int, private: Path) -> dict[str, str]:
@@ -201,14 +214,14 @@ def _leave_reason(path: Path, error: Exception) -> None:
 
 def _what_is_saved(folder: RunFolder) -> str:
     """What the parent of stopped ranks finds: those that do not end in time are killed, and may have saved or not."""
-    import torch
-
-    from drconv.engine.checkpoint import load_resume
-
     if folder.result.exists():
         return f"the run in {folder.path} is finished"
     if not folder.has_state:
         return "no state was saved yet, the same command begins again"
+    import torch
+
+    from drconv.engine.checkpoint import load_resume
+
     try:
         step = load_resume(folder.resume, torch.device("cpu"))[0]["state"]["step"]
     except RunFolderError as error:
@@ -237,6 +250,12 @@ def _first_failure(private: Path, failed: dict[int, int]) -> UserError:
     return RankError(
         f"rank {path.suffix[1:]} failed: {reason['error']}; its trace stands above, the others were stopped"
     )
+
+
+def _note_failure(folder: Path, failure: UserError) -> None:
+    """Rank 0 notes why it ended itself, which may be that another rank had failed; here the first reason is known."""
+    if not is_owned(folder) and read_status(folder).state == FAILED:
+        note_end(folder, FAILED, str(failure))
 
 
 def _user_errors() -> dict[str, type[UserError]]:

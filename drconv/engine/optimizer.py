@@ -1,4 +1,4 @@
-"""SGD with the recipes' parameter groups."""
+"""The recipes' optimisers with their parameter groups."""
 
 from fnmatch import fnmatchcase
 
@@ -7,6 +7,8 @@ from torch import nn
 
 from drconv.config import OptimizerConfig
 from drconv.errors import ConfigError
+
+RMSPROP_DECAY = 0.9  # of the mean square, in both recipes
 
 
 def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict]:
@@ -43,8 +45,17 @@ def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict]:
     ]
 
 
-def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.SGD:
-    """SGD as in all recipes of the paper."""
+def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """SGD as in all recipes of the paper; TensorFlow's RMSprop (Tieleman and Hinton) for those of the rows it quotes.
+
+    timm's ``RMSpropTF`` has TensorFlow's three differences to torch's: eps below the root, a mean square that starts at
+    1, and the learning rate inside the momentum.
+    """
+    if config.name == "rmsprop":
+        from timm.optim import RMSpropTF
+
+        groups = parameter_groups(module, config)
+        return RMSpropTF(groups, lr=config.lr, alpha=RMSPROP_DECAY, eps=config.eps, momentum=config.momentum)
     return torch.optim.SGD(
         parameter_groups(module, config), lr=config.lr, momentum=config.momentum, nesterov=config.nesterov
     )

@@ -1,7 +1,8 @@
-"""The task of Table 1: cross-entropy with label smoothing, top-1 and top-5."""
+"""The task of Table 1: cross-entropy with label smoothing and, for recipes that have it, mixup; top-1 and top-5."""
 
 import torch
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
 from drconv.config import Config
 from drconv.data import prepare
@@ -17,6 +18,8 @@ class Classification(Task[TopK]):
     def __init__(self, network: nn.Module, config: Config, facts: Facts) -> None:
         super().__init__(network, config, facts)
         self.label_smoothing = config.task.classification.label_smoothing
+        alpha = config.task.classification.mixup
+        self.mixup = v2.MixUp(alpha=alpha, num_classes=facts.num_outputs) if alpha else None
         self.data = config.data
         self.channels_last = config.runtime.channels_last
         options = config.model.drconv
@@ -34,9 +37,13 @@ class Classification(Task[TopK]):
 
     def forward(self, batch: Batch) -> Outputs:
         images, labels = self._inputs(batch)
+        targets = labels
+        if self.mixup is not None:  # draws from torch's generator, which is seeded for each step and rank
+            images, targets = self.mixup(images, labels)
+            labels = targets.argmax(1)  # of the picture with the larger share
         logits = self.network(images)
         losses = {
-            "cross_entropy": nn.functional.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+            "cross_entropy": nn.functional.cross_entropy(logits.float(), targets, label_smoothing=self.label_smoothing)
         }
         if any(self.auxiliary.values()):
             losses["auxiliary"] = auxiliary_loss(self.network, **self.auxiliary)

@@ -7,13 +7,14 @@ order.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from random import Random
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
+from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from drconv.config import AugmentConfig, DataConfig
@@ -21,6 +22,7 @@ from drconv.interfaces import Sample
 
 INTERPOLATIONS = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
 _BRIGHTNESS, _CONTRAST, _SATURATION = range(3)
+GREY = 128  # of what AutoAugment moves in from outside, as in TensorFlow's
 MAX_ASPECT = 8  # of a picture that is resized by its shorter side
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as in Pillow
 
@@ -46,7 +48,7 @@ class EvalTransform:
 
 
 class TrainTransform:
-    """Random crop, rotation, colour jitter and flip as ``data.augment`` says."""
+    """Random crop, rotation, colour jitter, flip and AutoAugment (Cubuk et al., CVPR 2019) as ``data.augment`` says."""
 
     def __init__(self, config: DataConfig) -> None:
         self.size = config.image_size
@@ -57,6 +59,7 @@ class TrainTransform:
             "pad": self._crop_padded,
             "none": self._crop_centre,
         }
+        self._policy = v2.AutoAugment(fill=GREY) if config.augment.autoaugment else None
         self._uncropped = EvalTransform(config)
         self._crop: Callable[[Tensor, Random], Tensor] = crops[config.augment.crop]
 
@@ -75,6 +78,9 @@ class TrainTransform:
             image = jitter_colours(image, augment.jitter, random)
         if augment.flip and random.random() < augment.flip:
             image = image.flip(-1)
+        if self._policy is not None:
+            with torch_seeded(random.getrandbits(63)):
+                image = self._policy(image)
         return image.contiguous()
 
     def _crop_centre(self, image: Tensor, random: Random) -> Tensor:
@@ -91,6 +97,18 @@ class TrainTransform:
         top, left, height, width = random_resized_box(image.shape[1], image.shape[2], self.options, random)
         image = image[:, top : top + height, left : left + width]
         return F.resize(image, [self.size, self.size], interpolation=self.interpolation, antialias=True)
+
+
+@contextmanager
+def torch_seeded(seed: int) -> Iterator[None]:
+    """torchvision's transforms draw from torch's global generator; its state is put back afterwards."""
+    generator = torch.default_generator
+    former = generator.get_state()
+    generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        generator.set_state(former)
 
 
 def random_resized_box(height: int, width: int, augment: AugmentConfig, random: Random) -> Box:
