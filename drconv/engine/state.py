@@ -1,9 +1,10 @@
 """Everything a training run carries from step to step, and nothing else."""
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -37,8 +38,7 @@ class TrainState:
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.runtime.precision == "fp16")
         self.ema: AveragedModel | None = None
         if config.recipe.ema_decay is not None:
-            average = get_ema_multi_avg_fn(config.recipe.ema_decay)
-            self.ema = AveragedModel(task, multi_avg_fn=average, use_buffers=True)
+            self.ema = AveragedModel(task, multi_avg_fn=_average(config.recipe.ema_decay), use_buffers=True)
         if config.runtime.compile:
             task.compile()
         self.wrapped: nn.Module = task
@@ -95,3 +95,16 @@ def place(task: nn.Module, config: Config, device: torch.device) -> None:
     task.to(device)
     if config.runtime.channels_last:
         task.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _average(decay: float) -> Callable[..., None]:
+    """The exponential moving average; whole numbers are ids and counters, of which there is no mean, and are copied."""
+    of_fractions = get_ema_multi_avg_fn(decay)
+
+    def update(averaged: list[Tensor], current: list[Tensor], number: Tensor) -> None:
+        if averaged[0].is_floating_point():
+            of_fractions(averaged, current, number)
+        else:
+            torch._foreach_copy_(averaged, current)
+
+    return update

@@ -1,6 +1,7 @@
 """Injects faults and counts what became of them.
 
-    python -m tests.faults --count 500                         # all kinds in turn, on the small digits run
+    python -m tests.faults --count 500                         # all kinds in turn, on a small classification
+    python -m tests.faults --count 50 --task detection         # or identification
     python -m tests.faults --count 5 --kinds 'kill -9' 'deleted lock' -- model=... data=... recipe.steps=20
 
 Prints a table in Markdown; ``--log FILE`` keeps a line of JSON for each fault, over any number of calls.
@@ -21,28 +22,14 @@ from random import Random
 from tests.faults.compare import Outcome, differences, read_outcome
 from tests.faults.kinds import FINISHED, KINDS, Trial
 from tests.faults.process import ROOT, Training
+from tests.faults.runs import COMMON, RUNS
 
-RUN = [
-    *("model=drconv_shufflenetv2_0.25x", "recipe.epochs=null", "recipe.steps=8", "recipe.batch_size=8"),
-    *("recipe.schedule.warmup_steps=2", "recipe.ema_decay=0.9", "data.fraction=0.1", "data.holdout=0.02"),
-    *("logging.every=2", "logging.eval_every=3", "logging.checkpoint_every=2", "logging.wandb=disabled"),
-    *("runtime.workers=0", "runtime.threads=1", "runtime.device=cpu", "logging.region_usage=false"),
-]
 MODULES = [
-    *(
-        "drconv.commands.train",
-        "drconv.commands.networks",
-        "models",
-        "timm",
-        "torchvision",
-        "PIL.Image",
-        "safetensors.torch",
-        "hydra",
-        "torch.onnx",
-    ),
-    *("models.shufflenetv2", "torch.utils.data", "torch.optim.swa_utils", "torch.nn.parallel", "numpy.typing"),
-    *("drconv.tasks.classification", "drconv.engine.run", "drconv.engine.trainer", "drconv.engine.dry_run"),
-    *("drconv.nn.kernels.cpu", "antlr4", "torch.utils.flop_counter"),
+    *("drconv.commands.train", "drconv.commands.networks", "models", "models.shufflenetv2", "timm", "torchvision"),
+    *("PIL.Image", "safetensors.torch", "hydra", "torch.onnx", "torch.utils.data", "torch.optim.swa_utils"),
+    *("torch.nn.parallel", "numpy.typing", "antlr4", "torch.utils.flop_counter", "drconv.nn.kernels.cpu"),
+    *("drconv.tasks.classification", "drconv.tasks.identification", "drconv.tasks.detection"),
+    *("drconv.engine.run", "drconv.engine.trainer", "drconv.engine.dry_run"),
 ]
 RESTARTS = 4  # after a fault, until the run is finished
 
@@ -53,21 +40,23 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND")
+    parser.add_argument("--task", choices=RUNS, default="classification")
     parser.add_argument("--log", type=Path, help="file for a line of JSON a fault")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")
-    parser.add_argument("overrides", nargs="*", help="after --: the run, in place of the small one on digits")
+    parser.add_argument("overrides", nargs="*", help="after --: the run, in place of the small one")
     arguments = parser.parse_args()
     load_everything()
     random, end = Random(arguments.seed), time.monotonic() + arguments.seconds
     counts: dict[str, Counter[str]] = {kind: Counter() for kind in arguments.kinds}
     folder = tempfile.mkdtemp(prefix="faults-")  # removed here, and not by whoever is forked and ends
     try:
+        run = arguments.overrides or [*RUNS[arguments.task](Path(folder, "data")), *COMMON]
         references: dict[tuple[str, ...], tuple[Outcome, float]] = {}
         for number in range(arguments.count):
             kind = arguments.kinds[number % len(arguments.kinds)]
             if time.monotonic() > end:
                 break
-            command = [*(arguments.overrides or RUN), *KINDS[kind].needs, f"outputs={folder}"]
+            command = [*run, *KINDS[kind].needs, f"outputs={folder}"]
             key = tuple(need for need in KINDS[kind].needs if "devices" in need)
             if key not in references:
                 references[key] = undisturbed(command, Path(folder, f"whole{len(references)}"))
