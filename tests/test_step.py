@@ -97,7 +97,7 @@ def test_clipping_bounds_the_update(make_config: Callable[..., Config]) -> None:
 
 
 def test_averaged_weights_follow_the_recurrence(make_config: Callable[..., Config]) -> None:
-    config = make_config("recipe.ema_decay=0.75")
+    config = make_config("recipe.ema_decay=0.9")
     network = nn.Linear(3, 2)
     network.register_buffer("ids", ids := torch.arange(1, 10))  # detectors have the numbers of their classes in one
     state = make_state(config, network)
@@ -105,7 +105,7 @@ def test_averaged_weights_follow_the_recurrence(make_config: Callable[..., Confi
     for batch in batches(4, 8):
         train_step(state, iter([batch]), config, 6, CPU)
         weight = network.weight.detach().clone()
-        average = weight if average is None else 0.75 * average + 0.25 * weight
+        average = weight if average is None else 0.9 * average + 0.1 * weight
     assert state.ema is not None
     torch.testing.assert_close(state.ema.module.network.weight, average)
     assert torch.equal(state.ema.module.network.ids, ids)
