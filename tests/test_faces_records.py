@@ -6,6 +6,7 @@ import os
 import struct
 import zlib
 from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 from drconv.commands import data as command
 from drconv.errors import DataError
 from drconv.tasks.identification.pack import pack_folders, unpack_records
+from drconv.tasks.identification.pictures import RecordSource
 from drconv.tasks.identification.recordio import (
     MAGIC_BYTES,
     RecordReader,
@@ -25,7 +27,7 @@ from drconv.tasks.identification.recordio import (
     pack_payload,
     unpack_payload,
 )
-from drconv.tasks.identification.records import class_names, number_of_classes, open_faces, scan
+from drconv.tasks.identification.records import FaceIndex, class_names, number_of_classes, open_faces, scan
 
 M = MAGIC_BYTES
 SPLIT_HEADER = struct.pack("<IfQQ", 0, 5.0, 1, 0) + M + b"ab"
@@ -236,6 +238,18 @@ def test_processes_share_no_position(method: str, tmp_path: Path) -> None:
     assert [results.get(timeout=300) for _ in workers] == [expected] * count
     for worker in workers:
         worker.join()
+
+
+def test_a_loader_process_gets_no_copy_of_the_index(faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sent to a process does not grow with the file."""
+
+    def sent(pictures: int) -> int:
+        numbers = np.arange(pictures)
+        index = FaceIndex(numbers, numbers, np.zeros(pictures, np.int32), 0, 0)
+        monkeypatch.setattr("drconv.tasks.identification.pictures.open_faces", lambda path: index)
+        return len(ForkingPickler.dumps(RecordSource(faces)))
+
+    assert abs(sent(100_000) - sent(10)) < 100
 
 
 def insightface_pictures(path: Path) -> list[tuple[int, bytes]]:
