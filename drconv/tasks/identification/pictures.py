@@ -67,8 +67,8 @@ def decode_face(data: bytes, name: str) -> Tensor:
 class RecordSource:
     """The pictures of a RecordIO file, read by every process for itself.
 
-    Where they lie is held in tensors, which spawned loader processes share; arrays would be copied into each, 116 MB for
-    5.8 million pictures.
+    Where they lie is held in tensors, which spawned loader processes share; arrays would be copied into each: 116 MB
+    for 5.8 million pictures.
     """
 
     def __init__(self, path: Path) -> None:
