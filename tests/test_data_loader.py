@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -112,6 +113,23 @@ def test_a_script_with_a_loader_ends_at_once() -> None:
     )
     outcome = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert outcome.stdout.splitlines() == ["running: 1", "left: []"], outcome.stderr
+
+
+def test_a_killed_process_holds_nobody_up() -> None:
+    """Not even where it held the lock that torch's own way to end the others takes."""
+    loader = eval_loader(build_dataset(generated(), "val"), batch_size=2, workers=2)
+    next(batches := iter(loader))
+    (iterator,) = loader._iterators
+    killed, other = iterator._workers
+    killed.kill()
+    killed.join()
+    iterator._workers_done_event._cond.acquire()
+    closing = threading.Thread(target=loader.close, daemon=True)
+    closing.start()
+    closing.join(timeout=60)
+    assert not closing.is_alive()
+    assert not other.is_alive()
+    del batches
 
 
 @pytest.mark.parametrize("channels_last", [True, False])

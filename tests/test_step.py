@@ -10,7 +10,8 @@ from drconv.config import Config, OptimizerConfig
 from drconv.engine.batchnorm import reestimate_batchnorm
 from drconv.engine.optimizer import build_optimizer, parameter_groups
 from drconv.engine.state import TrainState
-from drconv.engine.step import train_step
+from drconv.engine.step import StepLog, train_step
+from drconv.engine.training_log import TrainingLog
 from drconv.interfaces import Batch, Facts, Outputs, Task
 from models import create_model
 
@@ -130,3 +131,11 @@ def test_bf16_keeps_parameters_in_fp32(make_config: Callable[..., Config]) -> No
     train_step(state, iter(batches(1, 8)), config, 6, CPU)
     assert seen == [torch.bfloat16]
     assert network.weight.dtype == torch.float32
+
+
+def test_losses_add_up_without_rounding(make_config: Callable[..., Config]) -> None:
+    """Whatever the order: after a stop within an interval two ranks go on from one common sum."""
+    log = TrainingLog(make_config(), 4, CPU)
+    for step, loss in enumerate((1.0, 2.0**-30), 1):
+        log.add(step, StepLog({"loss": torch.tensor(loss)}))
+    assert log.state_dict()["sums"]["loss"].item() == 1 + 2.0**-30

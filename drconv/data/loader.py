@@ -9,6 +9,7 @@ from typing import Any
 from weakref import WeakSet
 
 from torch.utils.data import DataLoader, Sampler
+from torch.utils.data._utils import signal_handling
 
 from drconv.data.sampler import EvalSampler, TrainSampler
 from drconv.errors import LostLoaderError, UserError
@@ -58,9 +59,25 @@ class Loader:
     def close(self) -> None:
         """Ends the loader processes."""
         for iterator in list(self._iterators):
-            if hasattr(iterator, "_shutdown_workers"):  # one with processes
-                with contextlib.suppress(RuntimeError):  # torch tells of a killed process whenever its signal arrives
-                    iterator._shutdown_workers()
+            if hasattr(iterator, "_workers"):  # one with processes
+                _end_processes(iterator)
+
+
+def _end_processes(iterator: Any) -> None:
+    """Ends the processes of torch's iterator: by its own way, or all at once where one of them was killed.
+
+    A killed process can have held a lock, for which torch's own way, and the other processes, would wait for ever.
+    """
+    if iterator._shutdown or all(process.is_alive() for process in iterator._workers):
+        with contextlib.suppress(RuntimeError):  # torch tells of a killed process whenever its signal arrives
+            iterator._shutdown_workers()
+        return
+    iterator._shutdown = True
+    signal_handling._remove_worker_pids(id(iterator))
+    iterator._worker_pids_set = False
+    for process in iterator._workers:
+        process.kill()
+        process.join()
 
 
 _LOADERS: WeakSet[Loader] = WeakSet()

@@ -74,7 +74,9 @@ class TrainingLog:
         if self._steps:
             check_same_names(logged.means, self._sums)
         for name, value in logged.means.items():
-            self._sums[name] = self._sums.get(name, 0) + value
+            # In double precision a few losses add up without rounding, so that a stop within an interval, after which
+            # the ranks share one sum, changes no digit.
+            self._sums[name] = self._sums.get(name, 0) + value.double()
         for name, value in logged.counts.items():
             self._counts[name] = self._counts.get(name, 0) + value
         self._steps += 1
