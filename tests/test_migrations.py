@@ -18,7 +18,7 @@ from drconv.compose import as_yaml, load_config
 from drconv.config import Config
 from drconv.engine.run_folder import RunFolder
 from drconv.engine.trainer import Trainer
-from drconv.errors import RunFolderError
+from drconv.errors import InterruptedRunError, RunFolderError
 from drconv.files import file_hash
 from drconv.identity import config_hash, select_binding
 from drconv.results.read_records import read_record
@@ -74,7 +74,7 @@ def test_an_unfinished_run_from_before_goes_on(
         step(self, batches)
 
     monkeypatch.setattr(Trainer, "_step", step_or_die)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(InterruptedRunError):
         train.train(parts)
     monkeypatch.setattr(Trainer, "_step", step)
     write_as_before(Path(parts.run))

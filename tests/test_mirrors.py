@@ -14,6 +14,7 @@ import train
 from drconv.commands.examples import example_pictures
 from drconv.config import Config
 from drconv.engine.training_log import TrainingLog
+from drconv.errors import InterruptedRunError
 from drconv.figures.mask_figure import GAP
 from drconv.figures.overlay import captioned
 from drconv.tasks.classification import build_dataset
@@ -38,7 +39,7 @@ def test_tensorboard_has_the_log_and_pictures(make_config: Make, monkeypatch: py
         stop.append(False)
 
     monkeypatch.setattr(TrainingLog, "record", record)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(InterruptedRunError):
         train.train(config)
     train.train(config)
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()

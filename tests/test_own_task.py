@@ -13,7 +13,7 @@ import train
 from drconv.compose import config_of_run
 from drconv.config import Config, TaskConfig
 from drconv.engine.trainer import Trainer
-from drconv.errors import ConfigError
+from drconv.errors import ConfigError, InterruptedRunError
 from drconv.files import file_hash
 from drconv.tasks import TASKS, find_task
 
@@ -56,7 +56,7 @@ def test_it_trains_resumes_and_is_evaluated(
         step(self, batches)
 
     monkeypatch.setattr(Trainer, "_step", step_or_die)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(InterruptedRunError):
         train.train(parts)
     monkeypatch.setattr(Trainer, "_step", step)
     assert train.train(parts) == error

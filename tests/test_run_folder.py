@@ -17,6 +17,7 @@ from drconv.compose import config_of_run
 from drconv.config import Config
 from drconv.engine.run_folder import RunFolder
 from drconv.engine.trainer import Trainer
+from drconv.errors import InterruptedRunError
 
 Make = Callable[..., Config]
 
@@ -94,7 +95,7 @@ def test_overwrite_continues_what_is_not_finished(
         step(self, batches)
 
     monkeypatch.setattr(Trainer, "_step", step_or_die)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(InterruptedRunError):
         train.train(config)
     monkeypatch.undo()
     train.train(config)
