@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from drconv.commands import data, megaface
+from drconv.config import Config
 from drconv.errors import ConfigError, DataError
 from drconv.tasks.identification.alignment import TEMPLATE, align, align_folder, similarity, template
 from drconv.tasks.identification.curves import cmc, ranks_and_rates, write_picture, write_result
 from drconv.tasks.identification.drawn import draw_face
+from drconv.tasks.identification.embedder import Embedder, stamps
 from drconv.tasks.identification.extraction import extract, fingerprint_of
 from drconv.tasks.identification.megaface import (
     clean_probes,
@@ -355,19 +357,76 @@ def test_an_interrupted_extraction_goes_on(tmp_path: Path, monkeypatch: pytest.M
 
     key = fingerprint_of("weights", ["list"], {"mean": 1})
     with pytest.raises(KeyboardInterrupt):
-        extract(embed, 10, tmp_path, key, batch_size=3, say=lambda line: None)
+        extract(embed, range(10), tmp_path, key, batch_size=3, say=lambda line: None)
     lines: list[str] = []
-    found = extract(embed, 10, tmp_path, key, batch_size=3, say=lines.append)
+    found = extract(embed, range(10), tmp_path, key, batch_size=3, say=lines.append)
     np.testing.assert_array_equal(found, rows.numpy())
     assert asked == [*range(10), 8, 9]  # what was there is not asked for again
     assert lines == ["embeddings: 10 of 10, 0:00:00 left"]
-    next(tmp_path.rglob("000000004.npy")).write_bytes(b"damaged")
-    extract(embed, 10, tmp_path, key, say=lines.append)
+    next(tmp_path.rglob("000000004-*")).write_bytes(b"damaged")
+    extract(embed, range(10), tmp_path, key, say=lines.append)
     assert asked[-4:] == [4, 5, 6, 7]
-    extract(embed, 10, tmp_path, fingerprint_of("other weights"), say=lines.append)
+    extract(embed, range(10), tmp_path, fingerprint_of("other weights"), say=lines.append)
     assert len(asked) == 26  # other weights meet nothing of it
     with pytest.raises(DataError, match="picture 0 is not finite"):
-        extract(lambda positions: torch.full((len(positions), 2), torch.nan), 4, tmp_path, "n" * 20)
+        extract(lambda positions: torch.full((len(positions), 2), torch.nan), range(4), tmp_path, "n" * 20)
+
+
+def test_kept_embeddings_are_of_these_pictures_or_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part is asked for again when its pictures change, when a bit of it turns, when its numbers are of another kind;
+    the parts beside it are not."""
+    monkeypatch.setattr("drconv.tasks.identification.extraction.PART", 4)
+    rows, asked = torch.randn(10, 3), []
+
+    def embed(positions: range) -> torch.Tensor:
+        asked.extend(positions)
+        return rows[list(positions)]
+
+    def check(entries: list[Any], expected: list[int]) -> None:
+        asked.clear()
+        np.testing.assert_array_equal(
+            extract(embed, entries, tmp_path, "key", say=lambda line: None), rows[: len(entries)]
+        )
+        assert asked == expected
+
+    entries = [(f"{number}.jpg", 100, 7) for number in range(10)]
+    check(entries, [*range(10)])
+    check(entries, [])
+    check([*entries[:5], ("5.jpg", 100, 8), *entries[6:]], [4, 5, 6, 7])
+    check(entries[:8], [])  # a shorter list of the same pictures
+    check(entries[8:] + entries[:2], [*range(4)])
+    first = next(path for path in tmp_path.rglob("000000004-*"))
+    whole = first.read_bytes()
+    for turned in (whole.replace(rows[4:8].numpy().tobytes(), rows[4:8].neg().numpy().tobytes()), whole[:-9]):
+        first.write_bytes(turned)
+        for path in tmp_path.rglob("000000004-*"):
+            path.write_bytes(turned)
+        check(entries, [4, 5, 6, 7])
+    for kind in (rows[4:8].double(), rows[4:8, 0], rows[4:8].int(), rows[4:7]):
+        for path in tmp_path.rglob("000000004-*"):
+            with open(path, "wb") as file:
+                np.savez(file, rows=kind.numpy())
+        check(entries, [4, 5, 6, 7])
+    for path in tmp_path.rglob("000000004-*"):
+        with open(path, "wb") as file:
+            np.savez(file, rows=rows[4:8, :2].numpy())
+    with pytest.raises(DataError, match="rows of 2 numbers, others 3; remove"):
+        check(entries, [])
+
+
+def test_embeddings_are_kept_for_a_folder_and_its_files(tmp_path: Path) -> None:
+    """Another folder with the same names, and another picture under the same name, have another hash."""
+    (tmp_path / "weights").write_bytes(b"1")
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "0.jpg").write_bytes(b"first")
+    embedder = Embedder(torch.nn.Linear(1, 1), Config(), tmp_path / "weights")
+    assert embedder.fingerprint(tmp_path / "a") == embedder.fingerprint(tmp_path / "b" / ".." / "a")
+    assert embedder.fingerprint(tmp_path / "a") != embedder.fingerprint(tmp_path / "b")
+    before = stamps(tmp_path / "a", ["0.jpg"])
+    assert before == stamps(tmp_path / "a", ["0.jpg"])
+    os.utime(tmp_path / "a" / "0.jpg", ns=(0, 5))
+    assert stamps(tmp_path / "a", ["0.jpg"]) != before
 
 
 def test_drawn_faces_depend_on_both_numbers() -> None:

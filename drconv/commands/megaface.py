@@ -22,6 +22,7 @@ from drconv.errors import ConfigError
 from drconv.files import replace_file
 from drconv.messages import exit_with
 from drconv.tasks.identification.curves import cmc, ranks_and_rates, write_picture, write_result
+from drconv.tasks.identification.embedder import stamps
 from drconv.tasks.identification.extraction import extract
 from drconv.tasks.identification.megaface import (
     TemplateList,
@@ -99,9 +100,9 @@ def features_of(config: Config | None, options: argparse.Namespace, folder: Path
     paths = [folder / name for name in entries.paths]
     rows = extract(
         lambda part: embedder.pictures([paths[i] for i in part]),
-        len(paths),
+        stamps(folder, entries.paths),
         options.cache,
-        embedder.fingerprint(entries.paths),
+        embedder.fingerprint(folder),
     )
     features = normalise(rows, str(folder))
     if options.write_features:

@@ -2,6 +2,8 @@
 
 import csv
 import io
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +44,7 @@ class Embedder:
     def pictures(self, paths: list[Path]) -> Tensor:
         """Embeddings (n, D) of picture files; with ``data.faces.flip_test`` the sum with the mirror's."""
         window = self.config.data.faces.window
-        faces = torch.stack([fit_face(read_picture(path), window, str(path)) for path in paths])
+        faces = torch.stack([fit_face(_read(path), window, str(path)) for path in paths])
         images = prepare({"image": faces}, self.config.data, self.device, self.config.runtime.channels_last)["image"]
         plain = self.network(images).float()
         return plain + self.network(images.flip(-1)).float() if self.config.data.faces.flip_test else plain
@@ -72,11 +74,25 @@ class Embedder:
             embed(names[start : start + 64])
         return known, rows, broken
 
-    def fingerprint(self, names: list[str]) -> str:
-        """Of weights, list and preprocessing, for ``extraction.extract``."""
+    def fingerprint(self, folder: Path) -> str:
+        """Of weights, network, preprocessing and the folder of the pictures, for ``extraction.extract``."""
         data = self.config.data
         treatment = [data.mean, data.std, data.channel_order, data.faces.window, data.faces.flip_test]
-        return fingerprint_of(file_hash(self.weights), names, treatment)
+        return fingerprint_of(file_hash(self.weights), self.config.model, treatment, os.path.realpath(folder))
+
+
+def stamps(folder: Path, names: Sequence[str]) -> list[tuple[str, int, int]]:
+    """Name, size and time of the last change of pictures: what tells that another one has taken a name."""
+    states = (os.stat(folder / name) for name in names)
+    return [(name, state.st_size, state.st_mtime_ns) for name, state in zip(names, states, strict=True)]
+
+
+def _read(path: Path) -> Tensor:
+    """A picture; faces are never passed over by ``data.broken``, which the reader's message would advise."""
+    try:
+        return read_picture(path)
+    except DataError as error:
+        raise DataError(str(error).partition(", or set data.broken")[0]) from error
 
 
 def pictures_below(folder: Path) -> list[str]:
