@@ -23,6 +23,8 @@ from drconv.tasks.identification.pictures import fit_face
 from drconv.tasks.identification.rank import Floats
 
 _CELL = (112, 96)
+_BLOCK = 256  # probes whose scores are held at once
+MOST_ROWS = 200  # of a contact sheet: more than can be looked at
 
 
 class Embedder:
@@ -109,9 +111,13 @@ def pictures_below(folder: Path) -> list[str]:
 
 def nearest(probes: Floats, gallery: Floats, count: int) -> tuple[NDArray[np.int64], Floats]:
     """For unit rows the ``count`` nearest gallery rows of each probe and their cosines, both (P, count)."""
-    scores = probes @ gallery.T
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
-    return order, np.take_along_axis(scores, order, 1)
+    orders, values = [], []
+    for start in range(0, len(probes), _BLOCK):
+        scores = probes[start : start + _BLOCK] @ gallery.T
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+        orders.append(order)
+        values.append(np.take_along_axis(scores, order, 1))
+    return np.concatenate(orders), np.concatenate(values)
 
 
 def write_matches(path: Path, probes: list[str], gallery: list[str], order: NDArray[np.int64], scores: Floats) -> None:
@@ -122,12 +128,13 @@ def write_matches(path: Path, probes: list[str], gallery: list[str], order: NDAr
     for probe, row, values in zip(probes, order, scores, strict=True):
         for rank, (column, value) in enumerate(zip(row, values, strict=True), start=1):
             writer.writerow([probe, rank, gallery[column], f"{value:.4f}"])
-    replace_file(path, text.getvalue())
+    replace_file(path, text.getvalue().encode(errors="surrogateescape"))
 
 
 def contact_sheet(probes: list[Path], gallery: list[Path], order: NDArray[np.int64], scores: Floats) -> Image.Image:
-    """A probe a row, and the gallery pictures nearest to it with their similarity."""
+    """A probe a row, of the first ``MOST_ROWS``, and the gallery pictures nearest to it with their similarity."""
     rows, columns = _CELL
+    probes, order, scores = probes[:MOST_ROWS], order[:MOST_ROWS], scores[:MOST_ROWS]
     sheet = Image.new("RGB", ((order.shape[1] + 1) * columns + 8, len(probes) * (rows + 14)), "white")
     draw = ImageDraw.Draw(sheet)
     for line, (probe, chosen, values) in enumerate(zip(probes, order, scores, strict=True)):
