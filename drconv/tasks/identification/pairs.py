@@ -48,7 +48,7 @@ def _check_numbers(data: bytes) -> None:
     """A pickle numbers what it uses again, from 0 on, and the reader makes a table as long as the largest number: a
     number of four bytes alone would take 64 GiB."""
     for operation, argument, _ in pickletools.genops(data):
-        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(data):
+        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(data):
             raise _RefusedError(f"it numbers an object {argument} in {len(data)} bytes")
 
 
