@@ -1,6 +1,7 @@
 """Files that are either whole or untouched, and reading of files that somebody else may have put there."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -11,6 +12,7 @@ import stat
 from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 TEMPORARY = ".{name}.{number}.tmp"
@@ -112,6 +114,20 @@ def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
         os.close(number)
         raise OSError("not a regular file")
     return open(number, "rb")
+
+
+def check_writable(folder: Path) -> None:
+    """Makes a folder where there is none, and a file in it for a moment: before hours of work for what it shall hold.
+
+    Raises:
+        OSError: either is not possible.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from None
+    with TemporaryFile(dir=folder):
+        pass
 
 
 def append_line(path: Path, line: bytes) -> None:

@@ -6,6 +6,8 @@ import math
 import os
 import pickle
 import struct
+import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,22 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from drconv.commands import data, megaface
+from drconv.config import Config
 from drconv.errors import ConfigError, DataError
-from drconv.tasks.identification.alignment import TEMPLATE, align, align_folder, similarity, template
+from drconv.tasks.identification.alignment import (
+    TEMPLATE,
+    align,
+    align_folder,
+    read_landmarks,
+    similarity,
+    template,
+)
 from drconv.tasks.identification.curves import cmc, ranks_and_rates, write_picture, write_result
 from drconv.tasks.identification.drawn import draw_face
+from drconv.tasks.identification.embedder import Embedder, stamps
 from drconv.tasks.identification.extraction import extract, fingerprint_of
 from drconv.tasks.identification.megaface import (
+    check_trials,
     clean_probes,
     read_feature,
     read_features,
@@ -93,6 +105,15 @@ def test_wrong_verification_sets_are_explained(content: Any, message: str, tmp_p
     path.write_bytes(pickle.dumps(content))
     with pytest.raises(DataError, match=message):
         read_pairs(path)
+
+
+def test_a_number_in_a_pickle_takes_no_memory(tmp_path: Path) -> None:
+    """Eight bytes took four GiB with this number, and would take 64 with the largest."""
+    path = tmp_path / "lfw.bin"
+    for number in (b"r\xff\xff\xff\x0f", b"p268435455\n"):
+        path.write_bytes(b"\x80\x02]" + number + b".")
+        with pytest.raises(DataError, match="it numbers an object 268435455"):
+            read_pairs(path)
 
 
 def literal_ten_fold(distances: np.ndarray, same: np.ndarray, folds: int) -> list[float]:
@@ -187,6 +208,10 @@ def test_lists_and_noises(tmp_path: Path) -> None:
     assert read_noises(noises, found.paths).tolist() == [False, True, True]
     for content, message in (
         ("[]", "no list of the devkit"),
+        ('{"path": []}', "names no picture"),
+        ('{"path": ["a/b", "a//b"]}', "a//b twice"),
+        ('{"path": ["a/../../b"]}', r"a/../../b leaves the folder"),
+        ('{"path": ["/a"]}', "/a leaves the folder"),
         ('{"path": ["a", "a"]}', "a twice"),
         ('{"path": ["a"], "id": []}', "1 paths and 0 ids"),
     ):
@@ -229,6 +254,64 @@ def test_rank_1_of_feature_files_raw_and_cleaned(tmp_path: Path, capsys: pytest.
     write_list(tmp_path / "distractor.json", [*names[1], names[0][0]])
     with pytest.raises(ConfigError, match="1 pictures are probe and distractor"):
         megaface.identify(megaface.parse_options(common))
+
+
+def test_a_long_list_that_names_one_twice_is_refused_at_once(tmp_path: Path) -> None:
+    names = [f"{number}.jpg" for number in range(100_000)]
+    write_list(tmp_path / "list", [*names, names[-1]])
+    began = time.process_time()
+    with pytest.raises(DataError, match=r"99999\.jpg twice"):
+        read_list(tmp_path / "list")
+    assert time.process_time() - began < 20  # a count for each name took minutes
+
+
+def test_noise_lists_of_other_kinds(tmp_path: Path) -> None:
+    noises = tmp_path / "noises.txt"
+    noises.write_bytes(b"\xef\xbb\xbf1.jpg\r\n\xff\r\n")
+    assert read_noises(noises, ["1.jpg", "2.jpg"]).tolist() == [True, False]
+    noises.unlink()
+    os.mkfifo(noises)
+    with pytest.raises(OSError, match="not a regular file"):
+        read_noises(noises, ["1.jpg"])
+
+
+@pytest.mark.parametrize(
+    ("ids", "mode", "probes", "distractors", "message"),
+    [
+        ([0, 1, 2, 3], "keep", [], [], "no identity of the probe list has two pictures; "),
+        ([0, 0, 1, 1], "drop", [0, 2], [], "two pictures that are not noisy"),
+        ([0, 0, 1, 1], "replace", [2, 3], [], "1 identities are noisy, first that of probe 2"),
+        ([0, 0, 1, 1], "keep", [], [0, 1, 2, 3], "names all distractors"),
+    ],
+)
+def test_what_gives_no_figure_is_refused_before_the_work(
+    ids: list[int], mode: str, probes: list[int], distractors: list[int], message: str
+) -> None:
+    noisy = [np.isin(np.arange(4), named) for named in (probes, distractors)]
+    with pytest.raises(DataError, match=message):
+        check_trials(np.array(ids), noisy, mode)
+    check_trials(np.array([0, 0, 1]), [np.array([True, False, True]), np.zeros(1, bool)], "keep")
+
+
+def test_a_file_in_the_place_of_the_results_is_named_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    common = ["--suffix", "_x", "--out", str(tmp_path / "out")]
+    for kind in ("probe", "distractor"):
+        common += [f"--{kind}s", str(tmp_path), f"--{kind}-list", str(tmp_path / kind)]
+        for number in range(2):
+            (tmp_path / f"{kind}{number}_x").write_text("not read before the check")
+        write_list(tmp_path / kind, [f"{kind}0", f"{kind}1"], ["a", "a"])
+    with pytest.raises(NotADirectoryError, match="out"):
+        megaface.identify(megaface.parse_options(common))
+    with pytest.raises(ConfigError, match="with --suffix the features are files"):
+        megaface.identify(megaface.parse_options([*common, "--write-features", "_y"]))
+
+
+def test_a_feature_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    for number, value in enumerate((1.0, np.nan)):
+        write_feature(tmp_path / f"{number}_x", np.array([1, value], np.float32))
+    with pytest.raises(DataError, match="1_x is zero or not finite"):
+        read_features(tmp_path, ["0", "1"], "_x")
 
 
 def test_noisy_probes() -> None:
@@ -309,6 +392,13 @@ def test_a_face_of_112_columns_loses_eight_on_each_side() -> None:
         decode_face(b"broken", "key 3")
 
 
+def test_grey_of_16_bits_and_slivers(tmp_path: Path) -> None:
+    """Dark grey of 16 bits was white where it came from a record or a verification set."""
+    Image.fromarray(np.full((112, 96), 10 << 8, np.uint16)).save(tmp_path / "grey.png")
+    assert decode_face((tmp_path / "grey.png").read_bytes(), "x")[:, 50, 50].tolist() == [10, 10, 10]
+    assert fit_face(torch.zeros(3, 100, 1, dtype=torch.uint8), [10, 1000], "x").shape == (3, 112, 96)
+
+
 def test_red_stays_red() -> None:
     file = io.BytesIO()
     Image.new("RGB", (96, 112), (255, 0, 0)).save(file, "JPEG", quality=100)
@@ -330,16 +420,70 @@ def test_bad_landmarks_are_listed(tmp_path: Path) -> None:
         ["a", "point", "is"],
         ["the", "points", "miss"],
         ["the", "points", "lie"],
-        ["[Errno", "2]", "No"],
+        ["cannot", "decode", str(tmp_path / "gone.jpg")],
         ["not", "ten", "numbers"],
     ]
     arguments = [str(tmp_path), str(tmp_path / "out"), "--landmarks", str(tmp_path / "points.csv")]
     assert data.main(["align", *arguments]) == 1
     (tmp_path / "points.csv").write_text(f"a.png,{good}")
+    arguments[1] = str(tmp_path / "second")
     assert data.main(["align", *arguments, "--columns", "96"]) == 0
     (tmp_path / "points.csv").write_text(f"../a.png,{good}")
     with pytest.raises(DataError, match="leaves the folder"):
         align_folder(tmp_path, tmp_path / "points.csv", tmp_path / "out", (112, 96))
+
+
+def test_crops_take_the_place_of_no_file(tmp_path: Path) -> None:
+    """Neither of the originals, where both folders are one, nor of one another."""
+    good = ",".join(f"{value}" for value in TEMPLATE.ravel())
+    for name in ("a.png", "a.jpg"):
+        Image.new("RGB", (112, 112), (9, 9, 9)).save(tmp_path / name)
+    before = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "points.csv").write_text(f"a.png,{good}\na.jpg,{good}\n")
+    written, bad = align_folder(tmp_path, tmp_path / "points.csv", tmp_path, (112, 96))
+    assert (written, len(bad), "is there already" in bad[0].reason) == (0, 2, True)
+    assert (tmp_path / "a.jpg").read_bytes() == before
+    written, bad = align_folder(tmp_path, tmp_path / "points.csv", tmp_path / "out", (112, 96))
+    assert (written, [row.name for row in bad]) == (1, ["a.jpg"])
+
+
+def test_no_row_of_a_landmark_file_is_lost(tmp_path: Path) -> None:
+    """A first row of too few numbers is no heading; a mark at the beginning of the file is no part of a name; a number
+    that is missing is not made up for by one behind it."""
+    good = ",".join(f"{value}" for value in TEMPLATE.ravel())
+    path = tmp_path / "points.csv"
+    for content, expected in (
+        (f"a.png,1,2\nb.png,{good}", [("a.png", False), ("b.png", True)]),
+        (f"\ufeffa.png,{good}", [("a.png", True)]),
+        (f"path,x1\na.png,{good.replace(',', ',,', 1)}", [("a.png", False)]),
+        (f"a.png\t{good.replace(',', chr(9))}", [("a.png", True)]),
+        (f"a.png  {good.replace(',', '  ')}", [("a.png", True)]),
+    ):
+        path.write_text(content)
+        assert [(name, points is not None) for name, points in read_landmarks(path)] == expected
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(OSError, match="not a regular file"):
+        list(read_landmarks(path))
+
+
+@pytest.mark.filterwarnings("error")
+def test_pictures_and_points_of_any_size_are_listed(tmp_path: Path) -> None:
+    """A picture of 20,000 x 20,000 ended in a trace; grey of 16 bits became white; 1e308 warned of overflow."""
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0)
+    chunks = b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
+    )
+    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+    Image.fromarray(np.full((112, 112), 100 << 8, np.uint16)).save(tmp_path / "grey.png")
+    good = ",".join(f"{value}" for value in TEMPLATE.ravel())
+    far = ",".join(["1e308"] * 10)
+    (tmp_path / "points.csv").write_text(f"huge.png,{good}\ngrey.png,{far}\ngrey.png,{good}\n")
+    written, bad = align_folder(tmp_path, tmp_path / "points.csv", tmp_path / "out", (112, 112))
+    assert (written, [row.name for row in bad]) == (1, ["huge.png", "grey.png"])
+    assert "not finite, or beyond" in bad[1].reason
+    assert abs(int(np.asarray(Image.open(tmp_path / "out" / "grey.jpg"))[50, 50, 0]) - 100) < 3
 
 
 def test_an_interrupted_extraction_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,19 +499,76 @@ def test_an_interrupted_extraction_goes_on(tmp_path: Path, monkeypatch: pytest.M
 
     key = fingerprint_of("weights", ["list"], {"mean": 1})
     with pytest.raises(KeyboardInterrupt):
-        extract(embed, 10, tmp_path, key, batch_size=3, say=lambda line: None)
+        extract(embed, range(10), tmp_path, key, batch_size=3, say=lambda line: None)
     lines: list[str] = []
-    found = extract(embed, 10, tmp_path, key, batch_size=3, say=lines.append)
+    found = extract(embed, range(10), tmp_path, key, batch_size=3, say=lines.append)
     np.testing.assert_array_equal(found, rows.numpy())
     assert asked == [*range(10), 8, 9]  # what was there is not asked for again
     assert lines == ["embeddings: 10 of 10, 0:00:00 left"]
-    next(tmp_path.rglob("000000004.npy")).write_bytes(b"damaged")
-    extract(embed, 10, tmp_path, key, say=lines.append)
+    next(tmp_path.rglob("000000004-*")).write_bytes(b"damaged")
+    extract(embed, range(10), tmp_path, key, say=lines.append)
     assert asked[-4:] == [4, 5, 6, 7]
-    extract(embed, 10, tmp_path, fingerprint_of("other weights"), say=lines.append)
+    extract(embed, range(10), tmp_path, fingerprint_of("other weights"), say=lines.append)
     assert len(asked) == 26  # other weights meet nothing of it
     with pytest.raises(DataError, match="picture 0 is not finite"):
-        extract(lambda positions: torch.full((len(positions), 2), torch.nan), 4, tmp_path, "n" * 20)
+        extract(lambda positions: torch.full((len(positions), 2), torch.nan), range(4), tmp_path, "n" * 20)
+
+
+def test_kept_embeddings_are_of_these_pictures_or_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part is asked for again when its pictures change, when a bit of it turns, when its numbers are of another kind;
+    the parts beside it are not."""
+    monkeypatch.setattr("drconv.tasks.identification.extraction.PART", 4)
+    rows, asked = torch.randn(10, 3), []
+
+    def embed(positions: range) -> torch.Tensor:
+        asked.extend(positions)
+        return rows[list(positions)]
+
+    def check(entries: list[Any], expected: list[int]) -> None:
+        asked.clear()
+        np.testing.assert_array_equal(
+            extract(embed, entries, tmp_path, "key", say=lambda line: None), rows[: len(entries)]
+        )
+        assert asked == expected
+
+    entries = [(f"{number}.jpg", 100, 7) for number in range(10)]
+    check(entries, [*range(10)])
+    check(entries, [])
+    check([*entries[:5], ("5.jpg", 100, 8), *entries[6:]], [4, 5, 6, 7])
+    check(entries[:8], [])  # a shorter list of the same pictures
+    check(entries[8:] + entries[:2], [*range(4)])
+    first = next(path for path in tmp_path.rglob("000000004-*"))
+    whole = first.read_bytes()
+    for turned in (whole.replace(rows[4:8].numpy().tobytes(), rows[4:8].neg().numpy().tobytes()), whole[:-9]):
+        first.write_bytes(turned)
+        for path in tmp_path.rglob("000000004-*"):
+            path.write_bytes(turned)
+        check(entries, [4, 5, 6, 7])
+    for kind in (rows[4:8].double(), rows[4:8, 0], rows[4:8].int(), rows[4:7]):
+        for path in tmp_path.rglob("000000004-*"):
+            with open(path, "wb") as file:
+                np.savez(file, rows=kind.numpy())
+        check(entries, [4, 5, 6, 7])
+    for path in tmp_path.rglob("000000004-*"):
+        with open(path, "wb") as file:
+            np.savez(file, rows=rows[4:8, :2].numpy())
+    with pytest.raises(DataError, match="rows of 2 numbers, others 3; remove"):
+        check(entries, [])
+
+
+def test_embeddings_are_kept_for_a_folder_and_its_files(tmp_path: Path) -> None:
+    """Another folder with the same names, and another picture under the same name, have another hash."""
+    (tmp_path / "weights").write_bytes(b"1")
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "0.jpg").write_bytes(b"first")
+    embedder = Embedder(torch.nn.Linear(1, 1), Config(), tmp_path / "weights")
+    assert embedder.fingerprint(tmp_path / "a") == embedder.fingerprint(tmp_path / "b" / ".." / "a")
+    assert embedder.fingerprint(tmp_path / "a") != embedder.fingerprint(tmp_path / "b")
+    before = stamps(tmp_path / "a", ["0.jpg"])
+    assert before == stamps(tmp_path / "a", ["0.jpg"])
+    os.utime(tmp_path / "a" / "0.jpg", ns=(0, 5))
+    assert stamps(tmp_path / "a", ["0.jpg"]) != before
 
 
 def test_drawn_faces_depend_on_both_numbers() -> None:

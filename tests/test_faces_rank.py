@@ -99,6 +99,11 @@ def test_features_that_would_be_wrong_without_a_word_are_refused() -> None:
             normalise(np.diag([1.0, 1.0, 1.0, value]))
 
 
+def test_rank_1_among_no_distractors_is_no_figure() -> None:
+    with pytest.raises(DataError, match="there is no distractor"):
+        rank1(normalise(np.eye(2)), np.zeros(2, np.int64), np.empty((0, 2), np.float32))
+
+
 def test_equal_rows_normalise_to_equal_bits() -> None:
     rows = np.random.default_rng(2).normal(size=(7, 130)).astype(np.float32)
     assert all((normalise(rows[i : i + 1]) == normalise(rows)[i]).all() for i in range(7))

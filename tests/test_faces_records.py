@@ -327,3 +327,76 @@ def test_descriptors_are_closed(tmp_path: Path) -> None:
     assert [read(0) for read in readers] == [b"x"] * 5
     del readers
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Path:
+    """Four pictures of the classes a and b."""
+    for number in range(4):
+        path = tmp_path / "in" / "ab"[number // 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(number))
+    pack_folders(tmp_path / "in", tmp_path / "out" / "train.rec")
+    return tmp_path / "out" / "train.rec"
+
+
+@pytest.mark.parametrize("name", ["train.rec", "train.idx", "property", "classes.txt"])
+def test_packing_takes_the_place_of_no_file(name: str, packed: Path, tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / name).write_text("precious")
+    with pytest.raises(DataError, match=f"{name} is there already"):
+        pack_folders(tmp_path / "in", tmp_path / "new" / "train.rec")
+    assert [(path.name, path.read_text()) for path in (tmp_path / "new").iterdir()] == [(name, "precious")]
+
+
+def test_names_that_packing_cannot_keep_are_refused_before_the_work(packed: Path, tmp_path: Path) -> None:
+    for target in ("train.idx", "train"):  # the records were written over by their own index
+        with pytest.raises(DataError, match=r"must end in \.rec"):
+            pack_folders(tmp_path / "in", tmp_path / "new" / target)
+    for name in (b"a\nb", b"\xff", "d\u2028e".encode()):
+        strange = os.path.join(os.fsencode(tmp_path), b"in", name)
+        os.rename(tmp_path / "in" / "b", strange)
+        with pytest.raises(DataError, match=r"cannot stand in classes\.txt"):
+            pack_folders(tmp_path / "in", tmp_path / "new" / "train.rec")
+        os.rename(strange, tmp_path / "in" / "b")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [b"a\n\n", b"a\n..\n", b"a\n../x\n", b"a\n.b\n", b"a\n\0\n", b"a\na\n", b"a\n" + b"b" * 300, b"a\n\xff\n\n"],
+)
+def test_classes_that_are_no_folders_write_nothing(names: bytes, packed: Path, tmp_path: Path) -> None:
+    packed.with_name("classes.txt").write_bytes(names)
+    with pytest.raises(DataError, match=r"classes\.txt"):
+        unpack_records(packed, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_unpacking_takes_the_place_of_no_file(packed: Path, tmp_path: Path) -> None:
+    before = (tmp_path / "in" / "a" / "0.jpg").read_bytes()
+    with pytest.raises(DataError, match="in is not empty"):
+        unpack_records(packed, tmp_path / "in")
+    assert (tmp_path / "in" / "a" / "0.jpg").read_bytes() == before
+    packed.with_name("property").write_text("²,112,112")
+    with pytest.raises(DataError, match="the first line must be classes"):
+        unpack_records(packed, tmp_path / "back")
+
+
+def test_a_stored_index_that_was_never_stored_is_made_again(packed: Path) -> None:
+    """Cut, of other lengths, types and numbers, or a pipe: each was a trace, wrong classes or a wait for ever."""
+    expected = open_faces(packed)
+    stored = packed.with_name("train.rec.faces.npz")
+    whole, arrays = stored.read_bytes(), dict(np.load(stored))
+    labels = arrays["labels"]
+    for content in (whole[: len(whole) // 2], b"PK\3\4" + bytes(99), b""):
+        stored.write_bytes(content)
+        assert open_faces(packed).labels.tolist() == expected.labels.tolist()
+    for wrong in (labels - 1, labels.astype(float), labels[None], labels[:-1], labels + (1 << 24)):
+        np.savez(stored, **{**arrays, "labels": wrong})
+        assert open_faces(packed).fingerprint() == expected.fingerprint()
+    np.savez(stored, **{**arrays, "offsets": arrays["offsets"] + (1 << 20)})
+    assert open_faces(packed).fingerprint() == expected.fingerprint()
+    stored.unlink()
+    os.mkfifo(stored)
+    assert open_faces(packed).fingerprint() == expected.fingerprint()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +24,9 @@ from drconv.errors import ConfigError, DataError
 from drconv.interfaces import Facts
 from drconv.tasks.identification.data import evaluation_faces, train_faces
 from drconv.tasks.identification.drawn import draw_face
+from drconv.tasks.identification.embedder import contact_sheet, nearest
 from drconv.tasks.identification.pack import pack_folders
-from drconv.tasks.identification.task import Identification
+from drconv.tasks.identification.task import Embeddings, Identification
 from models import create_model
 
 ROOT = Path(__file__).parents[1]
@@ -133,6 +135,35 @@ def test_a_run_its_evaluation_and_predictions(faces: Callable[..., Config], tmp_
     assert np.load(tmp_path / "e.npz")["embeddings"].shape == (2, 128)
     with pytest.raises(ConfigError, match=r"must end in \.npz"):
         run_predict([*common, "--out", str(tmp_path / "e.csv")])
+    with pytest.raises(ConfigError, match="count=-1 must be 1 or more"):
+        run_predict([*common, "--count", "-1", "--out", str(tmp_path / "e.npz")])
+    strange = os.path.join(os.fsencode(tmp_path), b"probe", b"\xff.png")
+    Image.fromarray(draw_face(7, 0)).save(strange.decode(errors="surrogateescape"), "PNG")
+    own = [*common, f"gallery={tmp_path / 'probe'}", "--out"]
+    run_predict([*own, str(tmp_path / "new" / "m.csv")])  # the folder is made before the work
+    assert b"\xff.png,1," in (tmp_path / "new" / "m.csv").read_bytes()
+    original = tmp_path / "probe" / "mine.png"
+    Image.fromarray(draw_face(8, 0)).save(original)
+    before = original.read_bytes()
+    with pytest.raises(ConfigError, match=r"mine\.png would take the place of a picture"):
+        run_predict([*own, str(original.with_suffix(".csv"))])
+    assert original.read_bytes() == before
+
+
+def test_a_contact_sheet_shows_as_many_probes_as_can_be_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All probes of a large set in one picture took its memory; all scores at once, that of the search."""
+    monkeypatch.setattr("drconv.tasks.identification.embedder.MOST_ROWS", 3)
+    monkeypatch.setattr("drconv.tasks.identification.embedder._BLOCK", 4)
+    save_faces(tmp_path, 1, 1, 1)
+    random = np.random.default_rng(0)
+    probes, gallery = (random.integers(-3, 4, (count, 3)).astype(np.float32) for count in (10, 30))
+    order, scores = nearest(probes, gallery, 7)
+    expected = [sorted(range(30), key=list(-row).__getitem__)[:7] for row in probes @ gallery.T]
+    assert order.tolist() == expected
+    picture = tmp_path / "001" / "0.jpg"
+    assert contact_sheet([picture] * 10, [picture] * 30, order, scores).size == (8 * 96 + 8, 3 * 126)
 
 
 def test_records_and_verification_sets(faces: Callable[..., Config], tmp_path: Path) -> None:
@@ -170,7 +201,18 @@ def test_folders_are_checked_before_training(faces: Callable[..., Config], tmp_p
     faces_of.distractors = "gone"
     with pytest.raises(FileNotFoundError, match=r"gone does not exist; expected .*<identity>/<picture>"):
         evaluation_faces(config.data)
-    faces_of.held_out, faces_of.probes, faces_of.distractors = 0.0, "distractors", "train"
+    faces_of.held_out, faces_of.probes = 0.0, "train"
+    faces_of.distractors = "distractors"
+    with pytest.raises(DataError, match=r"5 identities stand in the training set .* and among the probes .* such as 0"):
+        evaluation_faces(config.data)
+    save_faces(tmp_path / "one", 90, 1, 2)
+    faces_of.probes = "one"
+    gallery = evaluation_faces(config.data)["gallery"]
+    metric = Embeddings(gallery, flip_test=False)
+    metric.update(torch.arange(4), torch.tensor([[1.0, 0.1], [1, 0], [0, 1], [-1, 0]]), None)
+    found = metric.compute()  # one identity makes no pair of two for the verification, and ended the run
+    assert (found["rank1"], found["trials"], "accuracy" in found) == (100, 2, False)
+    faces_of.probes, faces_of.distractors = "distractors", "train"
     with pytest.raises(DataError, match=r"no identity of .* has two pictures"):
         evaluation_faces(config.data)
     (tmp_path / "train/000/0.jpg").write_bytes(b"broken")

@@ -20,6 +20,7 @@ from pathlib import Path
 from drconv.config import DataConfig
 from drconv.data import DataError
 from drconv.data.index import save_index, scan_class_folders
+from drconv.errors import printable
 from drconv.tasks.classification import build_dataset
 from drconv.tasks.classification.check import find_problems, summarise
 from drconv.tasks.classification.imagenet import is_flat
@@ -77,7 +78,7 @@ def face_action(arguments: list[str]) -> int:
         else:
             pictures, classes = unpack_records(options.source, options.target)
     except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     print(f"{options.target}: {pictures:,} pictures of {classes:,} identities")
     return 0
@@ -87,7 +88,7 @@ def align_faces(options: argparse.Namespace) -> int:
     """Crops of all pictures with landmarks; 1 if a row gave none."""
     written, bad = align_folder(options.source, options.landmarks, options.target, (112, options.columns))
     for row in bad:
-        print(f"no crop of {row.name}: {row.reason}")
+        print(printable(f"no crop of {row.name}: {row.reason}"))
     print(f"{options.target}: {written:,} crops of 112x{options.columns}, {len(bad):,} rows without one")
     return int(bool(bad))
 

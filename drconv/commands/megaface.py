@@ -11,6 +11,7 @@ before anything is computed. --write-features writes the devkit's files, so that
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,15 @@ from drconv.commands.predict import load_embedder
 from drconv.compose import config_of_run
 from drconv.config import Config
 from drconv.errors import ConfigError
-from drconv.files import replace_file
+from drconv.files import check_writable, replace_file
 from drconv.messages import exit_with
 from drconv.tasks.identification.curves import cmc, ranks_and_rates, write_picture, write_result
+from drconv.tasks.identification.embedder import stamps
 from drconv.tasks.identification.extraction import extract
 from drconv.tasks.identification.megaface import (
     TemplateList,
     check_files,
+    check_trials,
     clean_probes,
     read_features,
     read_list,
@@ -55,7 +58,10 @@ def identify(options: argparse.Namespace) -> None:
     folders = options.probes, options.distractors
     for folder, entries in zip(folders, lists, strict=True):
         check_files(folder, entries.paths, options.suffix or "")
-    named = [{folder / name for name in entries.paths} for folder, entries in zip(folders, lists, strict=True)]
+    named = [
+        {os.path.normpath(os.path.join(real, name)) for name in entries.paths}
+        for real, entries in zip(map(os.path.realpath, folders), lists, strict=True)
+    ]
     both = named[0] & named[1]
     if both:
         raise ConfigError(f"{len(both)} pictures are probe and distractor, such as {min(both)}; remove one")
@@ -65,13 +71,26 @@ def identify(options: argparse.Namespace) -> None:
     ]
     met = [f"{noise.sum()} of {len(noise)}" for noise in noises]
     print(f"noise lists meet {met[0]} probes and {met[1]} distractors")
+    check_trials(lists[0].identities, noises, options.noisy_probes)
+    check_out(options)
     probes, distractors = (features_of(config, options, *pair) for pair in zip(folders, lists, strict=True))
-    options.out.mkdir(parents=True, exist_ok=True)
     found = {"raw": evaluate(probes, lists[0].identities, distractors, options, "raw")}
     if any(noise.any() for noise in noises):
         cleaned, identities = clean_probes(probes, lists[0].identities, noises[0], options.noisy_probes)
         found["cleaned"] = evaluate(cleaned, identities, distractors[~noises[1]], options, "cleaned")
     replace_file(options.out / "rank1.json", json.dumps(found, indent=2) + "\n")
+
+
+def check_out(options: argparse.Namespace) -> None:
+    """Before hours of extraction: results can be written, and features of probes and distractors apart."""
+    if options.write_features and options.suffix:
+        raise ConfigError("--write-features needs pictures and run=; with --suffix the features are files already")
+    if options.write_features and options.probes.resolve().name == options.distractors.resolve().name:
+        raise ConfigError(
+            f"--write-features puts features under the folder's name, and --probes and --distractors are both called "
+            f"{options.probes.resolve().name}; rename one"
+        )
+    check_writable(options.out)
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
@@ -99,14 +118,14 @@ def features_of(config: Config | None, options: argparse.Namespace, folder: Path
     paths = [folder / name for name in entries.paths]
     rows = extract(
         lambda part: embedder.pictures([paths[i] for i in part]),
-        len(paths),
+        stamps(folder, entries.paths),
         options.cache,
-        embedder.fingerprint(entries.paths),
+        embedder.fingerprint(folder),
     )
     features = normalise(rows, str(folder))
     if options.write_features:
         for name, row in zip(entries.paths, features, strict=True):
-            write_feature(options.out / "features" / folder.name / f"{name}{options.write_features}", row)
+            write_feature(options.out / "features" / folder.resolve().name / f"{name}{options.write_features}", row)
     return features
 
 

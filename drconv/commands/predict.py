@@ -36,9 +36,11 @@ from drconv.engine.run_folder import RunFolder
 from drconv.errors import ConfigError, DataError, RunFolderError
 from drconv.figures.guide_overlays import draw_guides
 from drconv.figures.overlay import Overlays
+from drconv.files import check_writable, replacing
 from drconv.messages import exit_with
 from drconv.tasks.classification import predict as classes
 from drconv.tasks.identification.embedder import (
+    MOST_ROWS,
     Embedder,
     contact_sheet,
     nearest,
@@ -173,26 +175,36 @@ def predict_faces(config: Config, folders: dict[str, Path], options: argparse.Na
     wanted = ".csv" if has_gallery else ".npz"
     if options.out.suffix != wanted:
         raise ConfigError(f"--out={options.out} must end in {wanted} {'with' if has_gallery else 'without'} gallery=")
+    if options.count < 1:
+        raise ConfigError(f"--count={options.count} must be 1 or more")
+    sheet = options.out.with_suffix(".png")
+    listed = {name: pictures_below(folder) for name, folder in folders.items() if name != "images"}
+    inputs = {(folders[name] / entry).resolve() for name, entries in listed.items() for entry in entries}
+    if has_gallery and sheet.resolve() in inputs:
+        raise ConfigError(f"the contact sheet {sheet} would take the place of a picture; choose another --out")
+    check_writable(options.out.parent)
     embedder = load_embedder(config)
 
-    def embedded(folder: Path) -> tuple[list[str], Floats]:
-        names = pictures_below(folder)
-        known, rows, broken = embedder.decodable(folder, names)
-        report_broken(broken, len(names))
-        return known, normalise(np.concatenate(rows), str(folder))
+    def embedded(name: str) -> tuple[list[str], Floats]:
+        known, rows, broken = embedder.decodable(folders[name], listed[name])
+        report_broken(broken, len(listed[name]))
+        return known, normalise(np.concatenate(rows), str(folders[name]))
 
-    probes, features = embedded(folders["probe"])
+    probes, features = embedded("probe")
     if not has_gallery:
-        np.savez(options.out, names=np.array(probes), embeddings=features)
+        with replacing(options.out) as temporary, open(temporary, "wb") as file:
+            np.savez(file, names=np.array(probes), embeddings=features)
         print(f"{options.out}: {len(probes)} embeddings of {features.shape[1]} numbers")
         return
-    gallery, others = embedded(folders["gallery"])
+    gallery, others = embedded("gallery")
     order, scores = nearest(features, others, options.count)
     write_matches(options.out, probes, gallery, order, scores)
-    sheet = options.out.with_suffix(".png")
     shown = [folders["probe"] / name for name in probes], [folders["gallery"] / name for name in gallery]
-    contact_sheet(*shown, order, scores).save(sheet)
+    with replacing(sheet) as temporary:
+        contact_sheet(*shown, order, scores).save(temporary, "PNG")
     print(f"{options.out}, {sheet}: {len(probes)} probes, {len(gallery)} gallery pictures")
+    if len(probes) > MOST_ROWS:
+        print(f"{sheet} shows the first {MOST_ROWS} probes")
 
 
 def load_detector(config: Config) -> tuple[nn.Module, list[str]]:

@@ -36,7 +36,7 @@ def read_picture(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, 
                 raise ValueError(f"{width} x {height} pixels, and data.max_pixels allows {max_pixels}")
             if exif:
                 ImageOps.exif_transpose(picture, in_place=True)
-            pixels = _rgb(picture)
+            pixels = as_rgb(picture)
     except Exception as error:  # Pillow raises nearly anything on broken bytes, from SyntaxError to struct.error
         name = printable(os.fspath(path))
         message = f"cannot decode {name} ({_reason(error)}); repair or remove it, or set data.broken=skip"
@@ -44,8 +44,12 @@ def read_picture(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, 
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _rgb(picture: Image.Image) -> NDArray[np.uint8]:
-    """uint8 (H, W, 3)."""
+def as_rgb(picture: Image.Image) -> NDArray[np.uint8]:
+    """Pixels of any colour mode as uint8 (H, W, 3).
+
+    Raises:
+        ValueError: numbers without a fixed white.
+    """
     if picture.mode == "RGB":
         return np.array(picture)
     if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in _SIXTEEN_BITS):

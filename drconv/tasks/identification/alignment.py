@@ -5,7 +5,9 @@ with bilinear interpolation and black outside. Pixels are counted from 0, as in 
 """
 
 import csv
+import io
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from drconv.data.decode import read_picture
 from drconv.errors import DataError
-from drconv.files import open_regular
+from drconv.files import MAX_JSON, read_bounded, replacing
 
 # Left eye in the picture, right eye, nose, left and right corner of the mouth, in 112x112; 112x96 has x - 8.
 TEMPLATE = np.array(
@@ -23,8 +26,8 @@ TEMPLATE = np.array(
 )
 SIZES = {(112, 112): 0.0, (112, 96): 8.0}  # rows and columns, what is taken from the template's x
 MOST_RESIDUAL = 12.0  # pixels of the template, root mean square
-ALIGNED = ("JPEG", "PNG", "BMP", "WEBP")  # Pillow's names of the formats that are read
 SCALES = (0.02, 20.0)  # template pixels for one of the picture
+FARTHEST = 1e6  # pixels: squares of more have no digits left for the rest
 Points = NDArray[np.float64]
 
 
@@ -47,8 +50,8 @@ def similarity(source: Points, target: Points) -> NDArray[np.float64]:
     Raises:
         ValueError: points are not finite, all equal, or do not resemble the target.
     """
-    if not np.isfinite(source).all():
-        raise ValueError("a point is not finite")
+    if not (np.abs(source) < FARTHEST).all():
+        raise ValueError(f"a point is not finite, or beyond {FARTHEST:.0e}")
     from_mean, to_mean = source.mean(0), target.mean(0)
     a, b = source - from_mean, target - to_mean
     spread = np.square(a).sum()
@@ -86,7 +89,8 @@ def align_folder(folder: Path, landmarks: Path, target: Path, size: tuple[int, i
     """Aligns every picture of a landmark file and writes it as JPEG (quality 95) under the same name.
 
     Rows are ``path, x1, y1, ..., x5, y5`` with commas, tabs or blanks between them; a first line without numbers is a
-    heading. Bad rows are listed and left out.
+    heading. Bad rows are listed and left out, and so is a row whose crop would take the place of a file: of an original
+    where both folders are one, or of another crop (a.png and a.jpg).
 
     Returns:
         Number of crops, and the rows that gave none.
@@ -102,15 +106,18 @@ def align_folder(folder: Path, landmarks: Path, target: Path, size: tuple[int, i
             bad.append(BadRow(name, "not ten numbers behind the path"))
             continue
         try:
-            with open_regular(folder / name) as file, Image.open(file, formats=ALIGNED) as picture:
-                _check_inside(points, picture.size)
-                crop = align(picture, points, size)
-        except (OSError, ValueError, SyntaxError) as error:
-            bad.append(BadRow(name, str(error).split("\n")[0]))
+            picture = Image.fromarray(read_picture(folder / name).permute(1, 2, 0).numpy())
+            _check_inside(points, picture.size)
+            crop = align(picture, points, size)
+            path = (target / name).with_suffix(".jpg")
+            if os.path.lexists(path):
+                raise ValueError(f"{path} is there already; choose another folder or name")
+        except (DataError, ValueError) as error:
+            bad.append(BadRow(name, str(error).partition("; repair")[0]))
             continue
-        path = (target / name).with_suffix(".jpg")
         path.parent.mkdir(parents=True, exist_ok=True)
-        crop.save(path, quality=95)
+        with replacing(path) as temporary:
+            crop.save(temporary, "JPEG", quality=95)
         written += 1
     if written + len(bad) == 0:
         raise DataError(f"{landmarks} has no row; expected path, x1, y1, ..., x5, y5")
@@ -118,8 +125,8 @@ def align_folder(folder: Path, landmarks: Path, target: Path, size: tuple[int, i
 
 
 def _check_inside(points: Points, size: tuple[int, int]) -> None:
-    centre = points.mean(0)
-    if np.isfinite(centre).all() and not ((centre >= 0).all() and (centre < size).all()):
+    centre = np.clip(points, -FARTHEST, FARTHEST).mean(0)
+    if (np.abs(points) < FARTHEST).all() and not ((centre >= 0).all() and (centre < size).all()):
         raise ValueError(f"the points lie outside the picture of {size[0]}x{size[1]}")
 
 
@@ -131,24 +138,35 @@ def read_landmarks(path: Path) -> Iterator[tuple[str, Points | None]]:
     """
     try:
         yield from _rows(path)
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (ValueError, csv.Error) as error:
         raise DataError(f"{path} is no landmark file ({error}); expected rows of path, x1, y1, ..., x5, y5") from None
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Points | None]]:
-    with open(path, newline="") as file:
-        first = file.readline()
-        file.seek(0)
-        delimiter = next((mark for mark in ",\t" if mark in first), " ")
-        for number, row in enumerate(csv.reader(file, delimiter=delimiter, skipinitialspace=True)):
-            cells = [cell for cell in row if cell]
-            if not cells:
-                continue
-            try:
-                points = np.array([float(cell) for cell in cells[1:]]).reshape(5, 2)
-            except ValueError:
-                if number == 0:
-                    continue
-                yield cells[0], None
-                continue
+    text = read_bounded(path, MAX_JSON).decode("utf-8-sig")
+    delimiter = next((mark for mark in ",\t" if mark in text.partition("\n")[0]), " ")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    for number, row in enumerate(reader):
+        cells = [cell for cell in row if cell] if delimiter == " " else row
+        while cells and not cells[-1].strip():
+            cells.pop()
+        if not cells:
+            continue
+        points = _points(cells[1:])
+        if points is not None or number > 0 or any(_is_number(cell) for cell in cells[1:]):
             yield cells[0], points
+
+
+def _points(cells: list[str]) -> Points | None:
+    try:
+        return np.array([float(cell) for cell in cells]).reshape(5, 2)
+    except ValueError:
+        return None
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True

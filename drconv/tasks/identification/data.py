@@ -12,6 +12,7 @@ from torch.utils.data import default_collate
 from torchvision.transforms.v2 import functional as F
 
 from drconv.config import DataConfig
+from drconv.data.index import visible_entries
 from drconv.data.source import FileSource, Source, class_folders
 from drconv.errors import ConfigError, DataError
 from drconv.files import file_hash
@@ -170,7 +171,10 @@ def evaluation_faces(config: DataConfig) -> dict[str, Faces]:
     sets: dict[str, Faces] = {}
     probes = _probes(config)
     if probes is not None:
-        sets["gallery"] = Gallery(probes, _distractors(config), config)
+        distractors = _distractors(config)
+        sets["gallery"] = Gallery(probes, distractors, config)
+        if config.name == "face_folders" and not config.faces.held_out:
+            _check_not_trained_on(config, probes)
     for name in config.faces.verification:
         sets[name] = Pairs(Path(str(config.root)) / f"{name}.bin", config)
     if not sets:
@@ -211,6 +215,19 @@ def _distractors(config: DataConfig) -> Source:
     if faces.distractors is None:
         raise ConfigError("probes need distractors: set data.faces.distractors to a folder below data.root")
     return FileSource(class_folders(_below(config, faces.distractors)))
+
+
+def _check_not_trained_on(config: DataConfig, probes: Source) -> None:
+    """Rank-1 of people who were trained on is another figure. By names of folders; the training set need not be there,
+    as in eval.py."""
+    folder = Path(str(config.root)) / config.train_split
+    trained = {entry.name for entry in visible_entries(folder) if entry.is_dir()} if folder.is_dir() else set()
+    both = sorted(trained & set(probes.classes))
+    if both:
+        raise DataError(
+            f"{len(both)} identities stand in the training set ({folder}) and among the probes ({probes.name}), such "
+            f"as {both[0]}; remove them from one"
+        )
 
 
 def _below(config: DataConfig, name: str) -> Path:

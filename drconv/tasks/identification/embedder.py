@@ -2,6 +2,8 @@
 
 import csv
 import io
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,8 @@ from drconv.tasks.identification.pictures import fit_face
 from drconv.tasks.identification.rank import Floats
 
 _CELL = (112, 96)
+_BLOCK = 256  # probes whose scores are held at once
+MOST_ROWS = 200  # of a contact sheet: more than can be looked at
 
 
 class Embedder:
@@ -42,7 +46,7 @@ class Embedder:
     def pictures(self, paths: list[Path]) -> Tensor:
         """Embeddings (n, D) of picture files; with ``data.faces.flip_test`` the sum with the mirror's."""
         window = self.config.data.faces.window
-        faces = torch.stack([fit_face(read_picture(path), window, str(path)) for path in paths])
+        faces = torch.stack([fit_face(_read(path), window, str(path)) for path in paths])
         images = prepare({"image": faces}, self.config.data, self.device, self.config.runtime.channels_last)["image"]
         plain = self.network(images).float()
         return plain + self.network(images.flip(-1)).float() if self.config.data.faces.flip_test else plain
@@ -72,11 +76,25 @@ class Embedder:
             embed(names[start : start + 64])
         return known, rows, broken
 
-    def fingerprint(self, names: list[str]) -> str:
-        """Of weights, list and preprocessing, for ``extraction.extract``."""
+    def fingerprint(self, folder: Path) -> str:
+        """Of weights, network, preprocessing and the folder of the pictures, for ``extraction.extract``."""
         data = self.config.data
         treatment = [data.mean, data.std, data.channel_order, data.faces.window, data.faces.flip_test]
-        return fingerprint_of(file_hash(self.weights), names, treatment)
+        return fingerprint_of(file_hash(self.weights), self.config.model, treatment, os.path.realpath(folder))
+
+
+def stamps(folder: Path, names: Sequence[str]) -> list[tuple[str, int, int]]:
+    """Name, size and time of the last change of pictures: what tells that another one has taken a name."""
+    states = (os.stat(folder / name) for name in names)
+    return [(name, state.st_size, state.st_mtime_ns) for name, state in zip(names, states, strict=True)]
+
+
+def _read(path: Path) -> Tensor:
+    """A picture; faces are never passed over by ``data.broken``, which the reader's message would advise."""
+    try:
+        return read_picture(path)
+    except DataError as error:
+        raise DataError(str(error).partition(", or set data.broken")[0]) from error
 
 
 def pictures_below(folder: Path) -> list[str]:
@@ -93,9 +111,13 @@ def pictures_below(folder: Path) -> list[str]:
 
 def nearest(probes: Floats, gallery: Floats, count: int) -> tuple[NDArray[np.int64], Floats]:
     """For unit rows the ``count`` nearest gallery rows of each probe and their cosines, both (P, count)."""
-    scores = probes @ gallery.T
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
-    return order, np.take_along_axis(scores, order, 1)
+    orders, values = [], []
+    for start in range(0, len(probes), _BLOCK):
+        scores = probes[start : start + _BLOCK] @ gallery.T
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+        orders.append(order)
+        values.append(np.take_along_axis(scores, order, 1))
+    return np.concatenate(orders), np.concatenate(values)
 
 
 def write_matches(path: Path, probes: list[str], gallery: list[str], order: NDArray[np.int64], scores: Floats) -> None:
@@ -106,12 +128,13 @@ def write_matches(path: Path, probes: list[str], gallery: list[str], order: NDAr
     for probe, row, values in zip(probes, order, scores, strict=True):
         for rank, (column, value) in enumerate(zip(row, values, strict=True), start=1):
             writer.writerow([probe, rank, gallery[column], f"{value:.4f}"])
-    replace_file(path, text.getvalue())
+    replace_file(path, text.getvalue().encode(errors="surrogateescape"))
 
 
 def contact_sheet(probes: list[Path], gallery: list[Path], order: NDArray[np.int64], scores: Floats) -> Image.Image:
-    """A probe a row, and the gallery pictures nearest to it with their similarity."""
+    """A probe a row, of the first ``MOST_ROWS``, and the gallery pictures nearest to it with their similarity."""
     rows, columns = _CELL
+    probes, order, scores = probes[:MOST_ROWS], order[:MOST_ROWS], scores[:MOST_ROWS]
     sheet = Image.new("RGB", ((order.shape[1] + 1) * columns + 8, len(probes) * (rows + 14)), "white")
     draw = ImageDraw.Draw(sheet)
     for line, (probe, chosen, values) in enumerate(zip(probes, order, scores, strict=True)):

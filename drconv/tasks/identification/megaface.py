@@ -7,6 +7,7 @@
 """
 
 import json
+import posixpath
 import re
 import struct
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drconv.errors import DataError
-from drconv.files import read_json, replace_file
+from drconv.files import MAX_JSON, read_bounded, read_json, replace_file
 from drconv.tasks.identification.rank import Floats, normalise
 
 _TYPES: dict[int, np.dtype[np.floating]] = {5: np.dtype("<f4"), 6: np.dtype("<f8")}
@@ -36,22 +37,34 @@ def read_list(path: Path) -> TemplateList:
     """Reads a devkit list.
 
     Raises:
-        DataError: it is no such list, names a picture twice, or has another number of ids than of paths.
+        DataError: it is no such list, is empty, names a picture twice or one outside the folder, or has another number
+            of ids than of paths.
     """
     try:
         content = read_json(path)
         paths, ids = _texts(content["path"]), _texts(content["id"]) if content.get("id") is not None else None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f'{path} is no list of the devkit ({error}); expected {{"path": [...], "id": [...]}}') from None
-    if len(set(paths)) != len(paths):
-        twice = next(entry for entry in paths if paths.count(entry) > 1)
-        raise DataError(f"{path} names {twice} twice; remove one")
+    _check_paths(path, paths)
     if ids is None:
         return TemplateList(paths, np.full(len(paths), -1))
     if len(ids) != len(paths):
         raise DataError(f"{path} has {len(paths)} paths and {len(ids)} ids; correct the list")
     numbers = {name: number for number, name in enumerate(dict.fromkeys(ids))}
     return TemplateList(paths, np.array([numbers[name] for name in ids], np.int64))
+
+
+def _check_paths(path: Path, entries: list[str]) -> None:
+    if not entries:
+        raise DataError(f"{path} names no picture; choose another list")
+    seen: set[str] = set()
+    for entry in entries:
+        plain = posixpath.normpath(entry)
+        if plain.startswith(("/", "../")) or plain in (".", "..") or "\0" in plain:
+            raise DataError(f"{path}: the path {entry} leaves the folder; paths are relative to it")
+        if plain in seen:
+            raise DataError(f"{path} names {entry} twice; remove one")
+        seen.add(plain)
 
 
 def _texts(entries: Any) -> list[str]:
@@ -125,18 +138,49 @@ def read_features(folder: Path, names: Sequence[str], suffix: str) -> Floats:
                 f"{folder / name}{suffix} has {len(vector)} features, {names[0]} has {len(rows[0])}; extract them anew"
             )
         rows.append(vector)
+        if not (np.isfinite(vector).all() and vector.any()):
+            raise DataError(f"{folder / name}{suffix} is zero or not finite; extract it again")
     return normalise(np.stack(rows), str(folder))
 
 
 def read_noises(path: Path, names: Sequence[str]) -> NDArray[np.bool_]:
     """Which pictures of a list a noise list names; by the whole path, or by its end after a slash."""
-    lines = {line.strip() for line in path.read_text(errors="replace").splitlines()} - {""}
+    try:
+        text = read_bounded(path, MAX_JSON).decode("utf-8-sig", errors="replace")
+    except ValueError as error:
+        raise DataError(f"{path} is no noise list ({error}); expected one name a line") from None
+    lines = {line.strip() for line in text.splitlines()} - {""}
     return np.array([any(tail in lines for tail in _tails(name)) for name in names], dtype=bool)
 
 
 def _tails(name: str) -> list[str]:
     parts = name.split("/")
     return ["/".join(parts[start:]) for start in range(len(parts))]
+
+
+def check_trials(identities: NDArray[np.int64], noisy: Sequence[NDArray[np.bool_]], mode: str) -> None:
+    """Before hours of extraction: there is something to measure, raw and cleaned.
+
+    Args:
+        identities: of the probes.
+        noisy: probes and distractors that a noise list names.
+        mode: of ``clean_probes``.
+
+    Raises:
+        DataError: no identity has two pictures, all pictures of one are noisy, or all distractors are.
+    """
+    kept = identities[~noisy[0]] if mode == "drop" else identities
+    for left, text in ((identities, ""), (kept, " that are not noisy")):
+        if len(np.unique(left)) == len(left):
+            raise DataError(f"no identity of the probe list has two pictures{text}; a trial needs a probe and a mate")
+    lost = np.setdiff1d(identities[noisy[0]], identities[~noisy[0]])
+    if mode == "replace" and len(lost):
+        first = int(np.flatnonzero(identities == lost[0])[0])
+        raise DataError(
+            f"all pictures of {len(lost)} identities are noisy, first that of probe {first}; use --noisy-probes drop"
+        )
+    if noisy[1].all():
+        raise DataError("the noise list names all distractors, so none is left; correct it")
 
 
 def clean_probes(

@@ -2,6 +2,7 @@
 are."""
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 
 from drconv.data.hashing import permutation
 from drconv.data.index import FileIndex, scan_class_folders
-from drconv.errors import DataError
+from drconv.errors import DataError, printable
 from drconv.files import open_regular, replace_file
 from drconv.tasks.identification.recordio import RecordReader, RecordWriter, pack_payload, unpack_payload
 from drconv.tasks.identification.records import CLASSES_FILE, class_names, number_of_classes, open_faces
@@ -33,9 +34,18 @@ def pack_folders(folder: Path, target: Path, shuffle: int | None = None) -> tupl
         Numbers of pictures and of classes.
 
     Raises:
-        DataError: a file is no JPEG or PNG, or its size differs from the first one's.
+        DataError: a file is no JPEG or PNG, its size differs from the first one's, a class cannot be named in a list,
+            or one of the files that would be written is there already.
     """
+    if target.suffix != ".rec":
+        raise DataError(f"{target} must end in .rec; its index is called .idx")
+    for file in (target, target.with_suffix(".idx"), target.with_name("property"), target.with_name(CLASSES_FILE)):
+        if os.path.lexists(file):
+            raise DataError(f"{file} is there already; pack into another folder")
     index = scan_class_folders(folder)
+    for name in index.classes:
+        if printable(name) != name:
+            raise DataError(f"{folder}: the class {name} cannot stand in {CLASSES_FILE}; rename the folder")
     size = _picture(index, 0)[1]
     target.parent.mkdir(parents=True, exist_ok=True)
     with RecordWriter(target) as writer:
@@ -87,19 +97,22 @@ def unpack_records(path: Path, folder: Path) -> tuple[int, int]:
     """Writes the pictures of a ``.rec`` file as ``<folder>/<class>/<key>.jpg``; returns the numbers of both.
 
     Raises:
-        DataError: the file is damaged, or a picture is neither JPEG nor PNG.
+        DataError: the file is damaged, a picture is neither JPEG nor PNG, a class has no name that a folder can have,
+            two have one, or the folder has something in it.
     """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise DataError(f"{folder} is not empty; unpack into a new folder")
     index, reader = open_faces(path), RecordReader(path)
     names = class_names(path, number_of_classes(path, index.labels))
+    for name in names:
+        if not name or name.startswith(".") or "/" in name or printable(name) != name or len(os.fsencode(name)) > 255:
+            raise DataError(f"{path.with_name(CLASSES_FILE)}: {name[:60]!r} is no name of a folder")
     for key, offset, label in zip(index.keys.tolist(), index.offsets.tolist(), index.labels.tolist(), strict=True):
         picture = unpack_payload(reader.read(offset)).picture
         ending = ".png" if picture.startswith(b"\x89PNG") else ".jpg"
         if ending == ".jpg" and not picture.startswith(b"\xff\xd8"):
             raise DataError(f"{path}: key {key} at offset {offset} is neither JPEG nor PNG")
-        name = names[label]
-        if "/" in name or name in (".", ".."):
-            raise DataError(f"{path.with_name(CLASSES_FILE)}: {name!r} is no name of a folder")
-        target = folder / name / f"{key:08}{ending}"
+        target = folder / names[label] / f"{key:08}{ending}"
         target.parent.mkdir(parents=True, exist_ok=True)
         replace_file(target, picture)
     return len(index.keys), len(names)

@@ -7,6 +7,7 @@ and one-dimensional arrays of bytes or booleans; any other name in the file ends
 
 import io
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ def read_pairs(path: Path) -> tuple[list[bytes], NDArray[np.bool_]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; data.faces.verification lists .bin files below data.root")
     try:
-        content = _Reader(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        data = path.read_bytes()
+        _check_numbers(data)
+        content = _Reader(io.BytesIO(data), encoding="bytes").load()
         pictures, same = content
         flags = np.array([_flag(value) for value in same], dtype=bool)
         encoded = [_picture(value, number) for number, value in enumerate(pictures)]
@@ -39,6 +42,14 @@ def read_pairs(path: Path) -> tuple[list[bytes], NDArray[np.bool_]]:
     if 2 * len(flags) != len(encoded) or not encoded:
         raise DataError(f"{path} has {len(encoded)} pictures for {len(flags)} pairs; copy it again")
     return encoded, flags
+
+
+def _check_numbers(data: bytes) -> None:
+    """A pickle numbers what it uses again, from 0 on, and the reader makes a table as long as the largest number: a
+    number of four bytes alone would take 64 GiB."""
+    for operation, argument, _ in pickletools.genops(data):
+        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(data):
+            raise _RefusedError(f"it numbers an object {argument} in {len(data)} bytes")
 
 
 class _RefusedError(Exception):

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from drconv.data.decode import MAX_PIXELS
+from drconv.data.decode import MAX_PIXELS, as_rgb
 from drconv.data.hashing import hash_integers, hash_range
 from drconv.data.source import Source
 from drconv.errors import DataError
@@ -35,7 +35,7 @@ def fit_face(picture: Tensor, window: list[int] | None, name: str) -> Tensor:
     rows, columns = picture.shape[1:]
     if window is not None:
         share = min(1.0, rows / window[0], columns / window[1])
-        cut = F.center_crop(picture, [round(window[0] * share), round(window[1] * share)])
+        cut = F.center_crop(picture, [max(1, round(side * share)) for side in window])
         return F.resize(cut, list(SIZE), antialias=True)
     if (rows, columns) == SIZE:
         return picture
@@ -57,7 +57,7 @@ def decode_face(data: bytes, name: str) -> Tensor:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise ValueError(f"{picture.width}x{picture.height} pixels")
-            pixels = np.array(picture.convert("RGB"))
+            pixels = as_rgb(picture)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"cannot decode {name} ({reason}); repair or remove it") from error

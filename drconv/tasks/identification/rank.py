@@ -70,7 +70,7 @@ def rank1(
         memory_mib: bound on the scores that are held at once.
 
     Raises:
-        DataError: rows that are not finite or not of unit length, other lengths of rows, or no trial.
+        DataError: rows that are not finite or not of unit length, other lengths of rows, no trial, or no distractor.
     """
     check_unit(probes, "probes")
     if distractors.ndim != 2 or distractors.shape[1] != probes.shape[1]:
@@ -80,6 +80,8 @@ def rank1(
     own = np.arange(len(distractors)) if positions is None else positions
     total = torch.tensor(int(own[-1]) + 1 if len(own) else 0)
     wanted = list(sizes) if sizes is not None else [int(distributed.all_reduce(total, "max"))]
+    if wanted[-1] == 0:
+        raise DataError("there is no distractor, and rank-1 among none is 100 % whatever the network; add some")
     ends = np.searchsorted(own, wanted, side="left").tolist()
     best = distributed.all_reduce(torch.from_numpy(best_scores(probes, distractors, ends, memory_mib)), "max").numpy()
     return _count(probes, identities, best, wanted)

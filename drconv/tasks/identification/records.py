@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drconv.errors import DataError
-from drconv.files import replace_file
+from drconv.files import open_regular, replace_file
 from drconv.tasks.identification.recordio import (
     FIRST,
     HEADER_BYTES,
@@ -103,7 +103,7 @@ def number_of_classes(path: Path, labels: NDArray[np.int32]) -> int:
     if not file.is_file():
         return counted
     first = file.read_text(errors="replace").split("\n")[0].split(",")
-    if not first[0].strip().isdigit():
+    if not first[0].strip().isdecimal():
         raise DataError(f"{file}: the first line must be classes,rows,columns, found {','.join(first)!r:.60}")
     if int(first[0]) != counted:
         raise DataError(
@@ -118,9 +118,12 @@ def class_names(path: Path, count: int) -> list[str]:
     file = path.with_name(CLASSES_FILE)
     if not file.is_file():
         return [str(number) for number in range(count)]
-    names = file.read_text().splitlines()
-    if len(names) != count:
-        raise DataError(f"{file} has {len(names)} names for {count} classes; remove it or write one name a line")
+    names = file.read_text("utf-8", errors="replace").splitlines()
+    if len(names) != count or len(set(names)) != count:
+        raise DataError(
+            f"{file} has {len(names)} names, {len(set(names))} of them different, for {count} classes; remove it or "
+            f"write one name a line"
+        )
     return names
 
 
@@ -295,10 +298,20 @@ def _store(path: Path, index: FaceIndex) -> None:
 
 def _load(path: Path) -> FaceIndex | None:
     try:
-        with np.load(_stored_path(path), allow_pickle=False) as stored:
+        with open_regular(_stored_path(path)) as file, np.load(file) as stored:
             if stored["stamps"].tolist() != _stamps(path):
                 return None
-            counts = stored["counts"].tolist()
-            return FaceIndex(stored["keys"], stored["offsets"], stored["labels"], counts[0], counts[1])
-    except (OSError, ValueError, KeyError, EOFError):
+            identities, headers = stored["counts"].tolist()
+            index = FaceIndex(stored["keys"], stored["offsets"], stored["labels"], int(identities), int(headers))
+    except Exception:  # NumPy and zipfile raise many kinds for damaged files
         return None
+    return index if _is_sound(index, path.stat().st_size) else None
+
+
+def _is_sound(index: FaceIndex, size: int) -> bool:
+    """Whether ``_store`` can have written it."""
+    arrays = (index.keys, np.int64), (index.offsets, np.int64), (index.labels, np.int32)
+    if any(array.ndim != 1 or array.dtype != kind or not len(array) == len(index.keys) > 0 for array, kind in arrays):
+        return False
+    offsets, labels = index.offsets, index.labels
+    return bool(offsets.min() >= 0 and offsets.max() < size and labels.min() >= 0 and labels.max() < _FLOAT32_EXACT)
