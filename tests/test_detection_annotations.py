@@ -166,6 +166,8 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
                 ({"height": 10**6, "width": 10**6}, "more than 1073741824 pixels"),
                 ({"file_name": "\ud800.jpg"}, "surrogates not allowed"),
                 ({"file_name": ["a"]}, "there is no file name"),
+                ({"file_name": "../../a.jpg"}, "leads out of the folder"),
+                ({"file_name": "/a.jpg"}, "leads out of the folder"),
             )
         ),
     ],

@@ -8,6 +8,8 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from drconv.files import one_at_a_time
 from drconv.tasks.detection import index, scenes
@@ -62,6 +64,21 @@ def test_an_index_is_mapped_and_goes_to_loader_processes_as_a_handle(cache: Path
         assert len(known.labels) == number
         sizes.append(len(bytes(ForkingPickler.dumps(known))))
     assert sizes[1] < sizes[0] + 100
+
+
+@pytest.mark.parametrize("change", ["labels", "boxes", "ends", "masks.ends"])
+def test_an_index_whose_parts_do_not_fit_is_made_again(change: str, cache: Path, tmp_path: Path) -> None:
+    path = write(tmp_path, [annotation(), annotation()])
+    index.load_coco(path)
+    (stored,) = cache.glob("*.safetensors")
+    with safe_open(stored, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = {name: tensor.clone() for name, tensor in load_file(stored).items()}
+    tensors[change] = tensors[change] + 7 if change in ("labels", "ends") else tensors[change][:1]
+    save_file(tensors, stored, metadata=metadata)
+    known = index.load_coco(path)
+    assert known.labels.tolist() == [2, 2]
+    assert known.boxes.shape == (2, 4)
 
 
 @pytest.mark.usefixtures("_without_locks")

@@ -1,5 +1,6 @@
 """Samples: pictures with boxes and masks through resizing, flips and batches, against pycocotools and torchvision."""
 
+import json
 import tarfile
 from pathlib import Path
 
@@ -148,6 +149,22 @@ def test_missing_files_show_the_layout(tmp_path: Path) -> None:
         build_dataset(config, "train")
     config.coco.layout = "2014"
     with pytest.raises(FileNotFoundError, match=r"instances_minival2014\.json"):
+        build_dataset(config, "val")
+
+
+def test_what_an_evaluation_would_miss_is_said_before_training(tmp_path: Path) -> None:
+    config = write_coco(tmp_path, [grey(60, 40), grey(60, 40)], [box(1, 5, 5, 20, 20)])
+    (tmp_path / "val2017" / "2.jpg").unlink()
+    with pytest.raises(DataError, match=r"1 of 2 pictures that the annotation files list do not exist.*val2017/2\.jpg"):
+        build_dataset(config, "val")
+    file = tmp_path / "annotations" / "instances_val2017.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["iscrowd"] = 1
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="no object but crowds"):
+        build_dataset(config, "val")
+    file.write_text(json.dumps(content | {"images": [], "annotations": []}))
+    with pytest.raises(DataError, match=r"instances_val2017\.json has no picture$"):
         build_dataset(config, "val")
 
 

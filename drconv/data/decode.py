@@ -39,7 +39,7 @@ def read_picture(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, 
             pixels = as_rgb(picture)
     except Exception as error:  # Pillow raises nearly anything on broken bytes, from SyntaxError to struct.error
         name = printable(os.fspath(path))
-        message = f"cannot decode {name} ({_reason(error)}); repair or remove it, or set data.broken=skip"
+        message = f"cannot decode {name} ({_reason(error)}); repair or remove it"
         raise DataError(message) from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
 

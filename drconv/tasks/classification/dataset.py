@@ -77,8 +77,8 @@ class PictureDataset:
                 picture = self.source.read(position)
             except DataError as error:
                 if not self.skip_broken:
-                    raise
-                logger.warning("skipped: %s", str(error).rpartition("; ")[0])  # the rest says how to skip it
+                    raise DataError(f"{error}, or set data.broken=skip") from error
+                logger.warning("skipped: %s", str(error).rpartition("; ")[0])  # the rest says to mend it
                 continue
             label = self._outputs[int(self.source.labels[position])]
             return self.transform({"image": picture, "label": label, "index": index, "valid": shift == 0}, seed)

@@ -152,6 +152,8 @@ class _Reader:
                 raise ValueError("the id is no whole number or text")
             if not isinstance(name, str) or not os.fsencode(name):
                 raise ValueError("there is no file name")
+            if os.path.isabs(name) or ".." in name.split("/"):
+                raise ValueError("its file name leads out of the folder of pictures")
             if type(height) is not int or type(width) is not int or min(height, width) < 1:
                 raise ValueError("height or width is no whole number above 0")
             if height * width > MOST_PIXELS:

@@ -1,5 +1,6 @@
 """Pictures with boxes, labels and masks, from COCO's files."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from drconv.config import CocoConfig, DataConfig
 from drconv.data.decode import MAX_PIXELS, read_picture
-from drconv.errors import DataError
+from drconv.errors import DataError, printable
 from drconv.interfaces import Batch, Facts, Fingerprint, Sample, SampleKey
 from drconv.tasks.detection import transforms
 from drconv.tasks.detection.index import CocoIndex, load_coco
@@ -90,8 +91,25 @@ class CocoDataset:
             used &= np.concatenate([_has_objects(part.index) for part in parts])
         positions = np.flatnonzero(used)
         if not len(positions):
-            raise DataError(f"{parts[0].index.path} has no picture with a box to train on")
+            raise DataError(f"{parts[0].index.path} has no picture{' with a box to train on' if is_training else ''}")
+        if not is_training and all(part.index.crowd.all() for part in parts):
+            raise DataError(f"{parts[0].index.path} has no object but crowds, and without one there is no precision")
         self.positions = torch.from_numpy(positions)
+        self._check_files()
+
+    def _check_files(self) -> None:
+        """Before a step is spent: a missing picture of an evaluation set would be met hours later."""
+        listed = {part.folder: set(os.listdir(part.folder)) for part in self.parts}
+        missing = []
+        for part, position in map(self.locate, range(len(self))):
+            name = part.index.name(position)
+            if name not in listed[part.folder] and not (part.folder / name).is_file():
+                missing.append(part.folder / name)
+        if missing:
+            raise DataError(
+                f"{len(missing)} of {len(self)} pictures that the annotation files list do not exist, the first is "
+                f"{printable(str(missing[0]))}; check data.root"
+            )
 
     @property
     def facts(self) -> CocoFacts:

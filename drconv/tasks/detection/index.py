@@ -84,6 +84,18 @@ class CocoIndex:
     def __len__(self) -> int:
         return len(self.ends)
 
+    def is_whole(self) -> bool:
+        """Whether its parts fit together, as those of a file that was damaged may not."""
+        pictures, annotations = len(self.ends), len(self.labels)
+        of_pictures = (self.keys.ends, self.names.ends, self.sizes)
+        of_annotations = (self.boxes, self.areas, self.crowd, self.trained, self.masks.ends)
+        return (
+            all(len(part) == pictures for part in of_pictures)
+            and all(len(part) == annotations for part in of_annotations)
+            and (int(self.ends[-1]) if pictures else 0) == annotations
+            and bool(((self.labels > 0) & (self.labels <= len(self.categories))).all())
+        )
+
     def key(self, position: int) -> int | str:
         """The picture's id, in the type of the file."""
         return json.loads(self.keys[position])
@@ -180,7 +192,11 @@ def _open(stored: Path, path: Path) -> CocoIndex | None:
     }
     categories = [(key, name) for key, name in header["categories"]]
     fields: dict[str, Any] = {**texts, **tensors}
-    return CocoIndex(path, header["digest"], categories, header["findings"], **fields)
+    index = CocoIndex(path, header["digest"], categories, header["findings"], **fields)
+    if not index.is_whole():
+        logger.warning("%s is damaged and is made again (its parts do not fit together)", stored)
+        return None
+    return index
 
 
 def _cache_file(path: Path) -> Path:
