@@ -3,6 +3,7 @@
 from drconv.cli import command
 from drconv.config import Config
 from drconv.paths import CONFIGS
+from drconv.pool import stop_with_parent
 
 
 def train(config: Config) -> float:
@@ -10,6 +11,7 @@ def train(config: Config) -> float:
     from drconv.engine.launch import launch
     from drconv.engine.run_folder import check_folder
 
+    stop_with_parent()
     check_folder(config)  # before the seconds that torch takes to import
     print(f"{config.run}: loading torch and the data", flush=True)
     return launch(worker, config)

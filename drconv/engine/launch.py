@@ -25,7 +25,6 @@ from drconv.engine.run_folder import RunFolder
 from drconv.errors import RankError, RunFolderError, UserError, stopped_by
 from drconv.files import replace_file
 from drconv.messages import one_line
-from drconv.pool import stop_with_parent
 from drconv.run_status import FAILED, is_owned, note_end, read_status
 from drconv.world import STORE, is_started_elsewhere, num_ranks
 
@@ -43,7 +42,6 @@ def launch(worker: Callable[[Config], Any], config: Config) -> Any:
     configuration that was composed once: ranks that compose for themselves can disagree.
     """
     set_threads(config)
-    stop_with_parent()
     outlast_readers()
     if is_started_elsewhere(config) or config.runtime.devices == 1:
         return _alone(worker, config)
@@ -89,6 +87,9 @@ def _start_and_wait(worker: Callable[[Config], Any], config: Config, private: Pa
 
     for name in ("torch.distributed.elastic.multiprocessing.api", "torch.multiprocessing.spawn"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # told in one line
+    # The process that looks after semaphores warns of those of a rank that was killed, below the reason.
+    own = [filters] if (filters := os.environ.get("PYTHONWARNINGS")) else []
+    os.environ["PYTHONWARNINGS"] = ",".join([*own, "ignore:resource_tracker:UserWarning"])
     # Inside other launchers' workers the start method may be one that a rank does not know.
     multiprocessing.set_start_method("spawn", force=True)
     ranks = config.runtime.devices

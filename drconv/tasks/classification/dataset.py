@@ -77,7 +77,7 @@ class PictureDataset:
                 picture = self.source.read(position)
             except DataError as error:
                 if not self.skip_broken:
-                    raise DataError(f"{error}, or set data.broken=skip") from error
+                    raise DataError(f"{error}, or set data.broken=skip") from None
                 logger.warning("skipped: %s", str(error).rpartition("; ")[0])  # the rest says to mend it
                 continue
             label = self._outputs[int(self.source.labels[position])]
